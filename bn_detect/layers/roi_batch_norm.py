@@ -1,0 +1,134 @@
+"""BatchNorm for RoI heads, with the normalization batch as an explicit argument."""
+
+import logging
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .grouped_batch_norm import grouped_batch_norm
+from .roi_layout import RoILayout
+
+logger = logging.getLogger(__name__)
+
+
+class RoIBatchNorm2d(nn.BatchNorm2d):
+    """`torch.nn.BatchNorm2d` that normalizes over the groups of RoIs of a `RoILayout`.
+
+    Same parameters, buffers and `state_dict` keys as its parent. With population statistics (that
+    is, in eval mode unless the layout asks for mini-batch statistics) it computes what the parent
+    computes, and traces and scripts like it.
+
+    Moving average: the mean over the non-empty groups of (mean, unbiased variance) enters with
+    weight `momentum` times the share of groups that are non-empty, against the buffer's own weight
+    `ema_weight`, which an empty group lets fade. Where no group is ever empty this is torch's
+    update. Its result is linear in what each group contributes, so a mean over ranks weighted by
+    `ema_weight` (`average_running_statistics`) gives the same numbers however the groups were
+    spread over ranks.
+
+    Args:
+        layout: of the RoIs; None: a layout of its own with the RoIs of this worker as the batch.
+        Others as in `torch.nn.BatchNorm2d`. Inputs are (R, C, ...), R may be 0.
+    """
+
+    ema_weight: Tensor
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        layout: RoILayout | None = None,
+    ) -> None:
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
+        self.layout = layout or RoILayout()
+        self._told_lonely = False
+        # Derived state: 1 whenever ranks were averaged, which they are before every checkpoint.
+        self.register_buffer("ema_weight", torch.ones((), device=device), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.jit.is_scripting() or self._uses_population():
+            return F.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+            )
+        return self._forward_groups(x)
+
+    @torch.jit.unused
+    def _uses_population(self) -> bool:
+        if self.training or self.running_mean is None:
+            return False
+        return self.layout.settings.test_stats == "population"
+
+    @torch.jit.unused
+    def _forward_groups(self, x: Tensor) -> Tensor:
+        self._check_input_dim(x)
+        group, num_groups, process_group = self.layout.partition(
+            x.shape[0], x.device, self.training, id(self)
+        )
+        # Only a RoI of a single position can be a group of a single value.
+        single_position = x.shape[2:].numel() == 1 and self.running_mean is not None
+        population = (self.running_mean, self.running_var) if single_position else None
+        y, mean, var, count = grouped_batch_norm(
+            x,
+            self.weight,
+            self.bias,
+            group,
+            num_groups,
+            self.eps,
+            process_group,
+            population=population,
+        )
+        if population is not None and not self._told_lonely and bool((count == 1).any()):
+            self._told_lonely = True
+            logger.warning(
+                "A normalization batch of %s held a single value per channel; it was normalized "
+                "with population statistics and did not update them. Said once.",
+                self.layout.name,
+            )
+        if self.training and self.track_running_stats:
+            self._update_running_statistics(mean, var, count)
+        return y
+
+    @torch.no_grad()
+    def _update_running_statistics(self, mean: Tensor, var: Tensor, count: Tensor) -> None:
+        self.num_batches_tracked.add_(1)
+        momentum = self.momentum
+        if momentum is None:  # cumulative average, as in torch
+            momentum = 1.0 / float(self.num_batches_tracked)
+        count = count.to(var)
+        counts = (count > 1).to(var)  # a single value has no unbiased variance
+        share = counts.mean()
+        each = (counts / counts.sum().clamp(min=1))[:, None]
+        unbiased = var * (count / (count - 1).clamp(min=1))[:, None]
+
+        total = (1 - momentum) * self.ema_weight + momentum * share
+        weight = torch.where(share > 0, momentum * share / total, 0.0)
+        for buffer, new in (
+            (self.running_mean, (mean * each).sum(0)),
+            (self.running_var, (unbiased * each).sum(0)),
+        ):
+            buffer.lerp_(new.to(buffer), weight.to(buffer))
+        self.ema_weight.copy_(total)
+
+    def reset_running_stats(self) -> None:
+        super().reset_running_stats()
+        if self.track_running_stats and hasattr(self, "ema_weight"):
+            self.ema_weight.fill_(1)
+
+    def _load_from_state_dict(self, *args, **kwargs) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.ema_weight.fill_(1)
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        if x.dim() < 2 or x.shape[1] != self.num_features:
+            raise ValueError(
+                f"RoIBatchNorm2d expects (R, {self.num_features}, ...); got {tuple(x.shape)}"
+            )
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, batch={self.layout.settings.batch}"

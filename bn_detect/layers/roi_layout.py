@@ -1,0 +1,197 @@
+"""Which RoI belongs to which image, and so to which normalization batch."""
+
+import zlib
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ..distributed.collectives import all_gather_int, default_group, rank, world_size
+from ..distributed.roi_shuffle import balanced_owner
+from .normalization_batch import NormalizationBatch
+
+
+class Partition(NamedTuple):
+    """group (R,) int64 in [0, num_groups) of this process's RoIs; the groups span `process_group`
+    (None: they are the process's own)."""
+
+    group: Tensor
+    num_groups: int
+    process_group: dist.ProcessGroup | None
+
+
+class RoILayout:
+    """The RoIs of one head in the step at hand, shared by the BN layers of that head.
+
+    A hook on the pooler (`watch`) records how many RoIs each image has; the layers ask for the
+    partition that follows from it under `settings`. The partition is made once per recording, so
+    all layers of a head use the same groups, in a recomputed forward (activation checkpointing)
+    too.
+
+    Args:
+        settings: the normalization batch.
+        name: of the head; heads of other names draw other shuffles.
+        process_group: the workers; default: all ranks there are when a partition is made.
+
+    Attributes:
+        rois_per_image: of the latest recording, on this rank; None before the first.
+    """
+
+    def __init__(
+        self,
+        settings: NormalizationBatch | None = None,
+        name: str = "roi_head",
+        process_group: dist.ProcessGroup | None = None,
+    ) -> None:
+        self.settings = settings or NormalizationBatch()
+        self.name = name
+        self.rois_per_image: tuple[int, ...] | None = None
+        self._process_group = process_group
+        self._iteration = 0
+        self._draw = 0  # counts the partitions since `set_iteration`
+        self._partition: tuple[tuple, Partition] | None = None
+        self._served: set[int] = set()
+
+    def __deepcopy__(self, memo: dict) -> "RoILayout":
+        copy = RoILayout(self.settings, self.name, self._process_group)  # groups cannot be copied
+        memo[id(self)] = copy
+        copy.rois_per_image = self.rois_per_image
+        copy._iteration, copy._draw = self._iteration, self._draw
+        return copy
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_process_group": None, "_partition": None, "_served": set()}
+
+    def watch(self, pooler: nn.Module) -> torch.utils.hooks.RemovableHandle:
+        """Record the RoIs per image at every call of `pooler(features, boxes, ...)`.
+
+        Args:
+            pooler: its second argument holds one item per image, whose len() is its RoIs: the
+                poolers of Detectron2 (list[Boxes]) and torchvision (list[Tensor]).
+        """
+        return pooler.register_forward_hook(self._record_call, with_kwargs=True)
+
+    def _record_call(self, module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
+        boxes = args[1] if len(args) > 1 else kwargs.get("boxes", kwargs.get("box_lists"))
+        self.record([len(b) for b in boxes])
+
+    def record(self, rois_per_image: Sequence[int]) -> None:
+        """Begin a forward of the head with these RoIs: consecutive rows, image by image."""
+        self.rois_per_image = tuple(rois_per_image)
+        self.redraw()
+
+    def redraw(self) -> None:
+        """Begin a forward of the head: forget the partition, so that the next one is fresh."""
+        self._partition = None
+        self._served.clear()
+        self._draw += 1
+
+    def set_iteration(self, iteration: int) -> None:
+        """Make the shuffles a function of `iteration`, so that a resumed run repeats them."""
+        self._iteration, self._draw = iteration, 0
+        self._partition = None
+
+    @property
+    def process_group(self) -> dist.ProcessGroup | None:
+        """The workers; None where there is only this process."""
+        return self._process_group or default_group()
+
+    def generator(self) -> torch.Generator:
+        """The generator of this forward's shuffle: same seed, iteration and head, same state."""
+        key = [self.settings.seed, zlib.crc32(self.name.encode()), self._iteration, self._draw]
+        state = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
+        return torch.Generator().manual_seed(int(state) >> 1)
+
+    def partition(
+        self, num_rois: int, device: torch.device, training: bool = True, layer: int | None = None
+    ) -> Partition:
+        """The groups of this process's RoIs. A collective where they are `shuffled`.
+
+        Args:
+            num_rois: R on this rank.
+            training: False: the partition at inference, one group per image of this process.
+            layer: identity of the asking layer. Where nobody records, a layer that asks a second
+                time has begun another forward.
+
+        Raises:
+            ValueError: the RoIs per image are needed and unknown, or do not add up to `num_rois`,
+                or the images cannot be split into the virtual workers.
+        """
+        if self.rois_per_image is None and layer is not None:
+            if layer in self._served:
+                self.redraw()
+            self._served.add(layer)
+        key = (num_rois, device, training)
+        if self._partition is None or self._partition[0] != key:
+            self._partition = (key, self._make(num_rois, device, training))
+        return self._partition[1]
+
+    def _make(self, num_rois: int, device: torch.device, training: bool) -> Partition:
+        settings = self.settings
+        if not training:
+            images = len(self._images(num_rois))
+            return self._by_image(range(images), images, device)
+        if settings.batch == "images":
+            return self._by_image(*self._image_groups(num_rois), device)
+        if settings.batch == "worker" and settings.virtual_workers > 1:
+            per_worker = self._images_per_virtual_worker(num_rois)
+            images = range(len(self._images(num_rois)))
+            return self._by_image([i // per_worker for i in images], len(images) // per_worker, device)
+        if settings.batch == "shuffled" and not settings.moves_features:
+            return self._shuffled(num_rois, device)
+        span = self.process_group if settings.batch == "global" else None
+        return Partition(torch.zeros(num_rois, dtype=torch.int64, device=device), 1, span)
+
+    def _shuffled(self, num_rois: int, device: torch.device) -> Partition:
+        span = self.process_group
+        counts = all_gather_int(num_rois, device, span)
+        groups = world_size(span) * self.settings.virtual_workers
+        # Position p of the shuffled order holds RoI permutation[p]: its group is p's owner.
+        permutation = torch.randperm(sum(counts), generator=self.generator())
+        group = torch.empty_like(permutation)
+        group[permutation] = balanced_owner(sum(counts), groups)
+        start = sum(counts[: rank(span)])
+        return Partition(group[start : start + num_rois].to(device), groups, span)
+
+    def _image_groups(self, num_rois: int) -> tuple[list[int], int]:
+        """The group of each image under "images", and their number."""
+        size = self.settings.images_per_group
+        per_worker = self._images_per_virtual_worker(num_rois)
+        groups_per_worker = -(-per_worker // size)
+        images = range(len(self._images(num_rois)))
+        groups = [
+            i // per_worker * groups_per_worker + i % per_worker // size for i in images
+        ]
+        return groups, groups_per_worker * self.settings.virtual_workers
+
+    def _by_image(self, group_of_image: Iterable[int], groups: int, device) -> Partition:
+        counts = torch.tensor(self.rois_per_image, dtype=torch.int64)
+        group = torch.repeat_interleave(torch.tensor(list(group_of_image), dtype=torch.int64), counts)
+        return Partition(group.to(device), groups, None)
+
+    def _images_per_virtual_worker(self, num_rois: int) -> int:
+        images, workers = len(self._images(num_rois)), self.settings.virtual_workers
+        if images % workers:
+            raise ValueError(
+                f"MODEL.ROI_BN.VIRTUAL_WORKERS is {workers}, which does not divide the {images} "
+                f"images of this worker's batch ({self.name})"
+            )
+        return images // workers
+
+    def _images(self, num_rois: int) -> tuple[int, ...]:
+        if self.rois_per_image is None:
+            raise ValueError(
+                f"{self.name}: this normalization batch needs to know the image of each RoI, but "
+                "no pooler was watched: pass the head's pooler to convert_roi_batchnorm(..., "
+                "pooler=...), or call layout.watch(pooler)"
+            )
+        if sum(self.rois_per_image) != num_rois:
+            raise ValueError(
+                f"{self.name}: the layer got {num_rois} RoIs, but its pooler made "
+                f"{sum(self.rois_per_image)} in the latest call; a layer that sees other RoIs than "
+                "its pooler's needs a RoILayout of its own"
+            )
+        return self.rois_per_image
