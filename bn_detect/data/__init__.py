@@ -1,0 +1,15 @@
+"""Datasets: preparing, registering and checking them."""
+
+from .errors import DatasetError
+from .neon_trees import TilingOptions, prepare_neon_trees
+from .registration import register_neon_trees
+from .summary import DatasetSummary, summary_table
+
+__all__ = [
+    "DatasetError",
+    "DatasetSummary",
+    "TilingOptions",
+    "prepare_neon_trees",
+    "register_neon_trees",
+    "summary_table",
+]

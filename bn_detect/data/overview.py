@@ -1,0 +1,26 @@
+"""Pictures for people to look at."""
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from .tiling import Window
+
+COUNTED, IGNORED, GRID = (255, 60, 60), (60, 200, 255), (255, 255, 255)
+
+
+def draw_overview(
+    image: Image.Image, windows: list[Window], boxes: np.ndarray, ignored: np.ndarray
+) -> Image.Image:
+    """A copy of the image with its tiles (white), counted boxes (red) and ignored ones (blue).
+
+    Args:
+        boxes: (N, 4) x0, y0, x1, y1 in the image's pixels.
+        ignored: (N,) bool.
+    """
+    picture = image.copy()
+    draw = ImageDraw.Draw(picture)
+    for window in windows:
+        draw.rectangle(window, outline=GRID)
+    for box, is_ignored in zip(boxes, ignored, strict=True):
+        draw.rectangle(tuple(box), outline=IGNORED if is_ignored else COUNTED, width=2)
+    return picture

@@ -1,0 +1,158 @@
+"""A training loader whose batches are a function of (seed, rank, iteration).
+
+So a resumed run sees the images, and the augmentations of each, that the uninterrupted run would
+have seen. Detectron2's own loader always begins with the first image.
+"""
+
+import contextlib
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import (
+    DatasetFromList,
+    DatasetMapper,
+    build_detection_train_loader,
+    get_detection_dataset_dicts,
+)
+from detectron2.data.build import trivial_batch_collator
+from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
+from detectron2.utils import comm
+from torch.utils.data import DataLoader, Dataset
+
+Sample = tuple[int, int]  # position in this rank's stream of samples, index in the dataset
+
+
+class ResumableTrainLoader:
+    """Endless batches (list[dict], mapped) of one rank; `iter` begins at `start_iteration`.
+
+    Args:
+        dataset_dicts: Detectron2's standard dataset dicts.
+        mapper: from a dataset dict to what the model takes, or None to skip the image.
+        indices: from a seed to this rank's endless stream of indices into `dataset_dicts`.
+        batch_size: images per batch on this rank.
+        aspect_ratio_grouping: batches hold only wide or only tall images, as in Detectron2; grouped
+            by the size in the dataset dict, before anything is read.
+        num_workers: data loading processes.
+
+    Attributes:
+        seed, start_iteration: may be set until iteration begins.
+    """
+
+    def __init__(
+        self,
+        dataset_dicts: Sequence[dict],
+        mapper: Callable[[dict], dict | None],
+        indices: Callable[[int], Iterable[int]],
+        batch_size: int,
+        *,
+        aspect_ratio_grouping: bool = True,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        self._tall = [aspect_ratio_grouping and d["width"] <= d["height"] for d in dataset_dicts]
+        self._dataset = DatasetFromList(list(dataset_dicts), copy=False)
+        self._mapper, self._indices = mapper, indices
+        self._batch_size, self._num_workers = batch_size, num_workers
+        self.seed = seed
+        self.start_iteration = 0
+
+    def __iter__(self) -> Iterator[list[dict]]:
+        loader = DataLoader(
+            _SeededSamples(self._dataset, self._mapper, self.seed),
+            batch_sampler=self._batches(),
+            num_workers=self._num_workers,
+            collate_fn=trivial_batch_collator,
+        )
+        return iter(loader)
+
+    def _batches(self) -> Iterator[list[Sample]]:
+        buckets: dict[bool, list[Sample]] = {False: [], True: []}
+        iteration = 0
+        for sample in enumerate(self._indices(self.seed)):
+            bucket = buckets[self._tall[sample[1]]]
+            bucket.append(sample)
+            if len(bucket) == self._batch_size:
+                if iteration >= self.start_iteration:
+                    yield bucket[:]
+                bucket.clear()
+                iteration += 1
+
+
+class _SeededSamples(Dataset):
+    """Maps a sample with random numbers that depend on the seed, the rank and its position."""
+
+    def __init__(self, dataset: Dataset, mapper: Callable, seed: int) -> None:
+        self._dataset, self._mapper = dataset, mapper
+        self._key = [seed, comm.get_rank()]
+
+    def __getitem__(self, sample: Sample) -> dict:
+        position, index = sample
+        with random_numbers_from([*self._key, position]):
+            for step in range(len(self._dataset)):
+                mapped = self._mapper(self._dataset[(index + step) % len(self._dataset)])
+                if mapped is not None:
+                    return mapped
+        raise ValueError("the dataset mapper returned None for every image of the training set")
+
+
+@contextlib.contextmanager
+def random_numbers_from(key: Sequence[int]) -> Iterator[None]:
+    """Seed Python's, NumPy's and PyTorch's (CPU) generators from `key`; restore them after."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    seed = int(np.random.SeedSequence(key).generate_state(1)[0])
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+def build_resumable_train_loader(cfg: CfgNode, mapper: Callable | None = None):
+    """The loader that `cfg` asks for, which a resumed run can continue.
+
+    Args:
+        cfg: `DATASETS`, `DATALOADER`, `INPUT` and `SOLVER.IMS_PER_BATCH` (over all ranks).
+        mapper: default: Detectron2's `DatasetMapper`.
+
+    Returns:
+        `ResumableTrainLoader`; for a `DATALOADER.SAMPLER_TRAIN` other than "TrainingSampler" and
+        "RepeatFactorTrainingSampler", Detectron2's own loader.
+    """
+    name = cfg.DATALOADER.SAMPLER_TRAIN
+    if name not in ("TrainingSampler", "RepeatFactorTrainingSampler"):
+        return build_detection_train_loader(cfg, mapper=mapper)
+    keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0
+    dataset_dicts = get_detection_dataset_dicts(
+        cfg.DATASETS.TRAIN,
+        filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+        min_keypoints=keypoints,
+        proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
+    )
+    if name == "TrainingSampler":
+
+        def indices(seed: int) -> Iterable[int]:
+            return TrainingSampler(len(dataset_dicts), seed=seed)
+    else:
+        repeat_factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
+            dataset_dicts, cfg.DATALOADER.REPEAT_THRESHOLD, sqrt=cfg.DATALOADER.REPEAT_SQRT
+        )
+
+        def indices(seed: int) -> Iterable[int]:
+            return RepeatFactorTrainingSampler(repeat_factors, seed=seed)
+
+    return ResumableTrainLoader(
+        dataset_dicts,
+        mapper or DatasetMapper(cfg, is_train=True),
+        indices,
+        cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size(),
+        aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        seed=max(cfg.SEED, 0),
+    )
