@@ -205,9 +205,7 @@ def _differentiable_backward(ctx, dy):
     if bias is not None:
         y = y + bias[:, None]
     wanted = [t for t, need in zip((x, weight, bias), ctx.needs_input_grad, strict=False) if need]
-    grads = iter(
-        torch.autograd.grad(y.reshape(x.shape).to(x.dtype), wanted, dy, create_graph=True)
-    )
+    grads = iter(torch.autograd.grad(y.reshape(x.shape).to(x.dtype), wanted, dy, create_graph=True))
     return *[next(grads) if need else None for need in ctx.needs_input_grad[:3]], *[None] * 6
 
 

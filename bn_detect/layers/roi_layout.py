@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..distributed.collectives import all_gather_int, default_group, rank, world_size
-from ..distributed.roi_shuffle import balanced_owner
+from ..distributed.roi_shuffle import ShufflePlan, balanced_owner, shuffle_rois
 from .normalization_batch import NormalizationBatch
 
 
@@ -65,18 +65,19 @@ class RoILayout:
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_process_group": None, "_partition": None, "_served": set()}
 
-    def watch(self, pooler: nn.Module) -> torch.utils.hooks.RemovableHandle:
-        """Record the RoIs per image at every call of `pooler(features, boxes, ...)`.
+    def watch(self, module: nn.Module) -> torch.utils.hooks.RemovableHandle:
+        """Record the RoIs per image at every call of `module`.
 
         Args:
-            pooler: its second argument holds one item per image, whose len() is its RoIs: the
-                poolers of Detectron2 (list[Boxes]) and torchvision (list[Tensor]).
+            module: its second argument holds one item per image, whose len() is its RoIs: a pooler
+                of Detectron2 (list[Boxes]) or torchvision (list[Tensor]), or a Detectron2 mask or
+                keypoint head (list[Instances]).
         """
-        return pooler.register_forward_hook(self._record_call, with_kwargs=True)
+        return module.register_forward_pre_hook(self._record_call, with_kwargs=True)
 
-    def _record_call(self, module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
-        boxes = args[1] if len(args) > 1 else kwargs.get("boxes", kwargs.get("box_lists"))
-        self.record([len(b) for b in boxes])
+    def _record_call(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        per_image = (*args, *kwargs.values())[1]
+        self.record([len(rois) for rois in per_image])
 
     def record(self, rois_per_image: Sequence[int]) -> None:
         """Begin a forward of the head with these RoIs: consecutive rows, image by image."""
@@ -104,6 +105,12 @@ class RoILayout:
         key = [self.settings.seed, zlib.crc32(self.name.encode()), self._iteration, self._draw]
         state = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
         return torch.Generator().manual_seed(int(state) >> 1)
+
+    def shuffle(self, x: Tensor) -> tuple[Tensor, ShufflePlan]:
+        """Move this forward's RoIs (R, ...) between the workers; see `shuffle_rois`."""
+        if self.rois_per_image is None:
+            self.redraw()
+        return shuffle_rois(x, self.generator(), self.process_group)
 
     def partition(
         self, num_rois: int, device: torch.device, training: bool = True, layer: int | None = None
@@ -139,7 +146,9 @@ class RoILayout:
         if settings.batch == "worker" and settings.virtual_workers > 1:
             per_worker = self._images_per_virtual_worker(num_rois)
             images = range(len(self._images(num_rois)))
-            return self._by_image([i // per_worker for i in images], len(images) // per_worker, device)
+            return self._by_image(
+                [i // per_worker for i in images], len(images) // per_worker, device
+            )
         if settings.batch == "shuffled" and not settings.moves_features:
             return self._shuffled(num_rois, device)
         span = self.process_group if settings.batch == "global" else None
@@ -162,14 +171,14 @@ class RoILayout:
         per_worker = self._images_per_virtual_worker(num_rois)
         groups_per_worker = -(-per_worker // size)
         images = range(len(self._images(num_rois)))
-        groups = [
-            i // per_worker * groups_per_worker + i % per_worker // size for i in images
-        ]
+        groups = [i // per_worker * groups_per_worker + i % per_worker // size for i in images]
         return groups, groups_per_worker * self.settings.virtual_workers
 
     def _by_image(self, group_of_image: Iterable[int], groups: int, device) -> Partition:
         counts = torch.tensor(self.rois_per_image, dtype=torch.int64)
-        group = torch.repeat_interleave(torch.tensor(list(group_of_image), dtype=torch.int64), counts)
+        group = torch.repeat_interleave(
+            torch.tensor(list(group_of_image), dtype=torch.int64), counts
+        )
         return Partition(group.to(device), groups, None)
 
     def _images_per_virtual_worker(self, num_rois: int) -> int:

@@ -29,7 +29,11 @@ def average_running_statistics(
     packed = []
     for layer in layers:
         weight = _weight(layer)
-        packed += [weight, weight * layer.running_mean.double(), weight * layer.running_var.double()]
+        packed += [
+            weight,
+            weight * layer.running_mean.double(),
+            weight * layer.running_var.double(),
+        ]
     sums = all_reduce_sum(torch.cat(packed), process_group)
     for layer in layers:
         width = layer.num_features

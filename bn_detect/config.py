@@ -1,0 +1,51 @@
+"""Every config key of the package, with its default."""
+
+from detectron2.config import CfgNode as CN
+
+from .layers import NormalizationBatch
+
+
+def add_bn_detect_config(cfg: CN) -> None:
+    """Add the keys of bn_detect to a Detectron2 config, in place.
+
+    Where a head's own NORM is "BN", `MODEL.ROI_BN` says which RoIs are its normalization batch.
+    """
+    _C = cfg
+    _C.MODEL.ROI_BN = CN()
+    # Whose statistics normalize a RoI during SGD: those of the RoIs of
+    #   "images":   IMAGES_PER_GROUP consecutive images of a worker
+    #   "worker":   a worker (per-GPU BN)
+    #   "shuffled": a fresh random part of the RoIs of all workers, as many parts as workers
+    #   "global":   all workers (SyncBN)
+    _C.MODEL.ROI_BN.BATCH = "worker"
+    # Images whose RoIs form one group under "images".
+    _C.MODEL.ROI_BN.IMAGES_PER_GROUP = 1
+    # Split the images of each process into this many consecutive parts, each of which counts as a
+    # worker: 8 x 2 images on one GPU is IMS_PER_BATCH 16 with VIRTUAL_WORKERS 8.
+    _C.MODEL.ROI_BN.VIRTUAL_WORKERS = 1
+    # How "shuffled" is done: "statistics" reduces the statistics of the groups and leaves the RoIs
+    # where they are; "features" moves the RoI features between the workers. Same results.
+    _C.MODEL.ROI_BN.EXCHANGE = "statistics"
+    # What normalizes at inference: "population" (the moving average, or PreciseBN's estimate) or
+    # "minibatch" (the RoIs of each test image).
+    _C.MODEL.ROI_BN.TEST_STATS = "population"
+
+    # Detectron2's keypoint head has no norm: "", "GN", "BN", ... as in the other heads.
+    _C.MODEL.ROI_KEYPOINT_HEAD.NORM = ""
+
+
+def normalization_batch(cfg: CN) -> NormalizationBatch:
+    """`MODEL.ROI_BN` as the object that the layers take.
+
+    Raises:
+        ValueError: a value that is not valid, or two that exclude each other.
+    """
+    roi_bn = cfg.MODEL.ROI_BN
+    return NormalizationBatch(
+        batch=roi_bn.BATCH,
+        images_per_group=roi_bn.IMAGES_PER_GROUP,
+        virtual_workers=roi_bn.VIRTUAL_WORKERS,
+        exchange=roi_bn.EXCHANGE,
+        test_stats=roi_bn.TEST_STATS,
+        seed=max(cfg.SEED, 0),  # -1 asks for a random start; shuffles are the same on all workers
+    )

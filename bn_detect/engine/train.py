@@ -1,0 +1,132 @@
+"""What `tools/train_net.py` does: read a config, check it, start the workers, train or evaluate."""
+
+import argparse
+import difflib
+import json
+import logging
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+from detectron2.config import CfgNode, get_cfg
+from detectron2.engine import default_argument_parser, default_setup
+from detectron2.evaluation import verify_results
+from detectron2.utils import comm
+
+from ..config import add_bn_detect_config
+from ..data import check_datasets
+from .checkpointer import AtomicCheckpointer, write_atomically
+from .launch import WorkerDied, expected_world_size, launch
+from .trainer import BNTrainer
+from .validation import validate_config
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """Detectron2's command line and `--dist-timeout`."""
+    parser = default_argument_parser()
+    parser.add_argument(
+        "--dist-timeout",
+        type=float,
+        default=1800.0,
+        metavar="SECONDS",
+        help="end with an error when a lost worker has not answered for this long "
+        "(default: %(default)s)",
+    )
+    return parser
+
+
+def read_config(args: argparse.Namespace) -> CfgNode:
+    """The frozen config of `--config-file` and the KEY VALUE pairs.
+
+    Raises:
+        ValueError: a file that is not there, an unknown key (with the nearest known one), or a
+            value of the wrong type.
+    """
+    cfg = get_cfg()
+    add_bn_detect_config(cfg)
+    try:
+        if args.config_file:
+            cfg.merge_from_file(args.config_file)
+        cfg.merge_from_list(args.opts)
+    except FileNotFoundError as error:
+        raise ValueError(f"--config-file: {error.filename} does not exist") from error
+    except (KeyError, AssertionError) as error:
+        raise ValueError(f"{error.args[0]}{_nearest_key(cfg, str(error.args[0]))}") from error
+    cfg.freeze()
+    return cfg
+
+
+def _nearest_key(cfg: CfgNode, message: str) -> str:
+    key = message.rsplit(" ", 1)[-1].strip(".'\"")
+    near = difflib.get_close_matches(key, _keys(cfg), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _keys(cfg: CfgNode, prefix: str = "") -> list[str]:
+    return [
+        key
+        for name, value in cfg.items()
+        for key in (
+            _keys(value, f"{prefix}{name}.") if isinstance(value, CfgNode) else [prefix + name]
+        )
+    ]
+
+
+def check(cfg: CfgNode, world_size: int, eval_only: bool) -> None:
+    """Everything that can be known to fail before the workers start.
+
+    Raises:
+        ValueError: a setting or a dataset.
+    """
+    validate_config(cfg, world_size)
+    names = [*cfg.DATASETS.TEST] if eval_only else [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
+    check_datasets(names)
+
+
+def work(args: argparse.Namespace) -> None:
+    """One worker's part."""
+    cfg = read_config(args)
+    default_setup(cfg, args)
+    if args.eval_only:
+        model = BNTrainer.build_model(cfg)
+        AtomicCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
+            cfg.MODEL.WEIGHTS, resume=args.resume
+        )
+        results = BNTrainer.test(cfg, model)
+        if comm.is_main_process():
+            verify_results(cfg, results)
+    else:
+        trainer = BNTrainer(cfg)
+        trainer.resume_or_load(resume=args.resume)
+        trainer.train()
+        results = getattr(trainer, "_last_eval_results", None)
+    if comm.is_main_process() and results:
+        path = Path(cfg.OUTPUT_DIR, "results.json")
+        write_atomically(path, lambda file: file.write(json.dumps(results, indent=1).encode()))
+        logging.getLogger(__name__).info("Results written to %s", path)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns its exit code: 0, 1 for a lost worker, 2 for what the user got wrong."""
+    args = argument_parser().parse_args(arguments)
+    try:
+        cfg = read_config(args)
+        world_size = expected_world_size(args.num_gpus, args.num_machines)
+        check(cfg, world_size, args.eval_only)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    try:
+        launch(
+            work,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url if args.num_machines > 1 else "auto",
+            timeout=timedelta(seconds=args.dist_timeout),
+            args=(args,),
+        )
+    except WorkerDied as error:
+        print(f"error: {error}; go on from the last checkpoint with --resume", file=sys.stderr)
+        return 1
+    return 0

@@ -1,0 +1,118 @@
+"""The trainer: Detectron2's, on GPUs or CPUs, resumable to the bit."""
+
+import logging
+import os
+import weakref
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, create_ddp_model
+from detectron2.engine.train_loop import TrainerBase
+from detectron2.evaluation import (
+    COCOEvaluator,
+    DatasetEvaluator,
+    LVISEvaluator,
+    PascalVOCDetectionEvaluator,
+)
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+from ..data.resumable_loader import ResumableTrainLoader, build_resumable_train_loader
+from .amp import CPUAMPTrainer
+from .checkpointer import AtomicCheckpointer
+from .hooks import AverageRunningStatistics, SeedIteration
+from .validation import validate_config
+
+
+class BNTrainer(DefaultTrainer):
+    """`DefaultTrainer` for any number of workers on CPU (gloo) or GPU (NCCL).
+
+    Against its parent: workers on CPU; moving averages equal on all ranks when they are evaluated
+    or saved; checkpoints are atomic; and a resumed run repeats, bit for bit on CPU, what the
+    uninterrupted run does: images, augmentations, proposal sampling, RoI shuffles.
+
+    Args:
+        cfg: a config with the keys of `add_bn_detect_config`.
+
+    Raises:
+        ValueError: a setting that cannot work, before anything is built.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        # The parent's __init__ wraps the model for CUDA devices only, so its steps stand here.
+        TrainerBase.__init__(self)
+        if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
+            setup_logger()
+        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        validate_config(cfg, comm.get_world_size())
+        self.cfg = cfg
+        # With SEED -1 the start is random, and kept in the checkpoint.
+        self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        loader = self.build_train_loader(cfg)
+        on_cuda = next(model.parameters()).is_cuda
+        devices = {} if on_cuda else {"device_ids": None}
+        model = create_ddp_model(model, broadcast_buffers=False, **devices)
+        amp = AMPTrainer if on_cuda else CPUAMPTrainer
+        self._trainer = (amp if cfg.SOLVER.AMP.ENABLED else SimpleTrainer)(model, loader, optimizer)
+
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = AtomicCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.register_hooks(self.build_hooks())
+
+    def build_hooks(self) -> list:
+        timer, scheduler, *others = super().build_hooks()
+        average = AverageRunningStatistics(
+            self.cfg.TEST.EVAL_PERIOD, self.cfg.SOLVER.CHECKPOINT_PERIOD
+        )
+        return [SeedIteration(), timer, scheduler, average, *others]
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        super().resume_or_load(resume)
+        if isinstance(self.data_loader, ResumableTrainLoader):
+            self.data_loader.seed = self.seed
+            self.data_loader.start_iteration = self.start_iter
+        elif self.start_iter:
+            logging.getLogger(__name__).warning(
+                "DATALOADER.SAMPLER_TRAIN %s begins anew: this resumed run does not repeat the "
+                "order of the images, nor their augmentations.",
+                self.cfg.DATALOADER.SAMPLER_TRAIN,
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "seed": self.seed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self.seed = state_dict.get("seed", self.seed)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode):
+        return build_resumable_train_loader(cfg)
+
+    @classmethod
+    def build_evaluator(
+        cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
+    ) -> DatasetEvaluator:
+        """The evaluator for the dataset's `evaluator_type`: "coco", "lvis" or "pascal_voc".
+
+        Raises:
+            ValueError: another type.
+        """
+        output_folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
+        kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
+        if kind == "coco":
+            return COCOEvaluator(dataset_name, output_dir=output_folder)
+        if kind == "lvis":
+            return LVISEvaluator(dataset_name, output_dir=output_folder)
+        if kind == "pascal_voc":
+            return PascalVOCDetectionEvaluator(dataset_name)
+        raise ValueError(
+            f"DATASETS.TEST: {dataset_name!r} has evaluator_type {kind!r}; supported are coco, "
+            "lvis and pascal_voc"
+        )

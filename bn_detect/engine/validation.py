@@ -1,0 +1,120 @@
+"""Find what cannot work in a config before anything is built."""
+
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import ROI_BOX_HEAD_REGISTRY, ROI_HEADS_REGISTRY, ROI_MASK_HEAD_REGISTRY
+from detectron2.modeling.roi_heads import ROI_KEYPOINT_HEAD_REGISTRY, Res5ROIHeads
+from detectron2.utils.registry import Registry
+
+from ..config import add_bn_detect_config, normalization_batch
+from ..modeling import (
+    BNCascadeROIHeads,
+    BNConvFCHead,
+    BNKRCNNConvDeconvUpsampleHead,
+    BNMaskConvUpsampleHead,
+    BNRes5ROIHeads,
+    BNStandardROIHeads,
+)
+
+_LAYOUT_GIVERS = (BNStandardROIHeads, BNCascadeROIHeads, BNRes5ROIHeads)
+
+
+def validate_config(cfg: CfgNode, world_size: int) -> None:
+    """Raise ValueError, naming key and value, for the first setting that cannot work.
+
+    Args:
+        world_size: workers over all machines.
+    """
+    settings = normalization_batch(cfg)
+    _check_device(cfg.MODEL.DEVICE)
+    _check_images(cfg, world_size)
+
+    heads = _heads_with_bn(cfg)
+    changed = _changed_roi_bn_keys(cfg)
+    if changed and not heads:
+        raise ValueError(
+            f"{', '.join(changed)}: set, but no RoI head has BatchNorm; set its NORM to 'BN', for "
+            "example MODEL.ROI_BOX_HEAD.NORM BN with MODEL.ROI_BOX_HEAD.NUM_CONV 4"
+        )
+    for key, name, follows in heads:
+        if changed and follows is not None:
+            raise ValueError(
+                f"{key} is {name!r}, which does not follow MODEL.ROI_BN ({', '.join(changed)} is "
+                f"set); use {follows!r}"
+            )
+    if settings.needs_images and any(key == "MODEL.ROI_BOX_HEAD.NAME" for key, *_ in heads):
+        name = cfg.MODEL.ROI_HEADS.NAME
+        if not issubclass(
+            _registered(ROI_HEADS_REGISTRY, "MODEL.ROI_HEADS.NAME", name), _LAYOUT_GIVERS
+        ):
+            raise ValueError(
+                f"MODEL.ROI_BN needs the image of each RoI ({', '.join(changed)}), but the pooler "
+                f"of MODEL.ROI_HEADS.NAME {name!r} gives no layout; use 'BNStandardROIHeads', "
+                "'BNCascadeROIHeads' or 'BNRes5ROIHeads'"
+            )
+
+
+def _check_device(device: str) -> None:
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(
+            f"MODEL.DEVICE is {device!r}, but no CUDA device is available; add MODEL.DEVICE cpu"
+        )
+
+
+def _check_images(cfg: CfgNode, world_size: int) -> None:
+    images, workers = cfg.SOLVER.IMS_PER_BATCH, cfg.MODEL.ROI_BN.VIRTUAL_WORKERS
+    if images < 1 or images % world_size:
+        raise ValueError(
+            f"SOLVER.IMS_PER_BATCH is {images}; it must be a positive multiple of the {world_size} "
+            "workers"
+        )
+    if (images // world_size) % workers:
+        raise ValueError(
+            f"MODEL.ROI_BN.VIRTUAL_WORKERS is {workers}, which does not divide the "
+            f"{images // world_size} images of a worker (SOLVER.IMS_PER_BATCH {images} over "
+            f"{world_size} workers)"
+        )
+
+
+def _changed_roi_bn_keys(cfg: CfgNode) -> list[str]:
+    default = get_cfg()
+    add_bn_detect_config(default)
+    return [
+        f"MODEL.ROI_BN.{key} {value}"
+        for key, value in cfg.MODEL.ROI_BN.items()
+        if value != default.MODEL.ROI_BN[key]
+    ]
+
+
+def _heads_with_bn(cfg: CfgNode) -> list[tuple[str, str, str | None]]:
+    """(key of the head's name, its name, the class to use instead where it ignores ROI_BN)."""
+    model = cfg.MODEL
+    if model.META_ARCHITECTURE in ("RetinaNet", "FCOS", "SemanticSegmentor"):
+        return []
+    found = []
+
+    def add(key: str, name: str, registry: Registry, ours: type) -> None:
+        follows = issubclass(_registered(registry, key, name), ours)
+        found.append((key, name, None if follows else ours.__name__))
+
+    roi_heads = _registered(ROI_HEADS_REGISTRY, "MODEL.ROI_HEADS.NAME", model.ROI_HEADS.NAME)
+    if issubclass(roi_heads, Res5ROIHeads):
+        own_norm = model.ROI_BOX_HEAD.NORM if issubclass(roi_heads, BNRes5ROIHeads) else ""
+        if (own_norm or model.RESNETS.NORM) == "BN":
+            add("MODEL.ROI_HEADS.NAME", model.ROI_HEADS.NAME, ROI_HEADS_REGISTRY, BNRes5ROIHeads)
+    elif model.ROI_BOX_HEAD.NORM == "BN" and model.ROI_BOX_HEAD.NUM_CONV > 0:
+        add("MODEL.ROI_BOX_HEAD.NAME", model.ROI_BOX_HEAD.NAME, ROI_BOX_HEAD_REGISTRY, BNConvFCHead)
+    if model.MASK_ON and model.ROI_MASK_HEAD.NORM == "BN" and model.ROI_MASK_HEAD.NUM_CONV > 0:
+        head = model.ROI_MASK_HEAD.NAME
+        add("MODEL.ROI_MASK_HEAD.NAME", head, ROI_MASK_HEAD_REGISTRY, BNMaskConvUpsampleHead)
+    if model.KEYPOINT_ON and model.ROI_KEYPOINT_HEAD.NORM == "BN":
+        head, ours = model.ROI_KEYPOINT_HEAD.NAME, BNKRCNNConvDeconvUpsampleHead
+        add("MODEL.ROI_KEYPOINT_HEAD.NAME", head, ROI_KEYPOINT_HEAD_REGISTRY, ours)
+    return found
+
+
+def _registered(registry: Registry, key: str, name: str) -> type:
+    if name not in registry:
+        known = ", ".join(sorted(known for known, _ in registry))
+        raise ValueError(f"{key} is {name!r}, which is not registered; registered are {known}")
+    return registry.get(name)

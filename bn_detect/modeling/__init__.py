@@ -1,0 +1,15 @@
+"""The heads that importing bn_detect registers with Detectron2."""
+
+from .box_head import BNConvFCHead
+from .keypoint_head import BNKRCNNConvDeconvUpsampleHead
+from .mask_head import BNMaskConvUpsampleHead
+from .roi_heads import BNCascadeROIHeads, BNRes5ROIHeads, BNStandardROIHeads
+
+__all__ = [
+    "BNCascadeROIHeads",
+    "BNConvFCHead",
+    "BNKRCNNConvDeconvUpsampleHead",
+    "BNMaskConvUpsampleHead",
+    "BNRes5ROIHeads",
+    "BNStandardROIHeads",
+]

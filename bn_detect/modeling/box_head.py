@@ -1,0 +1,51 @@
+"""The box head."""
+
+import torch
+from detectron2.config import configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.roi_heads import ROI_BOX_HEAD_REGISTRY, FastRCNNConvFCHead
+from torch import Tensor
+
+from ..config import normalization_batch
+from ..layers import NormalizationBatch, RoILayout, use_layout
+from .watching import apply_to_moved_rois
+
+
+@ROI_BOX_HEAD_REGISTRY.register()
+class BNConvFCHead(FastRCNNConvFCHead):
+    """`FastRCNNConvFCHead` whose BatchNorm layers have an explicit normalization batch.
+
+    Args:
+        input_shape, conv_dims, fc_dims, conv_norm: as in the parent.
+        roi_batch: the normalization batch where `conv_norm` is "BN"; other norms are the parent's.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        input_shape: ShapeSpec,
+        *,
+        conv_norm: str = "",
+        roi_batch: NormalizationBatch | None = None,
+        **kwargs,
+    ) -> None:
+        super().__init__(input_shape, conv_norm=conv_norm, **kwargs)
+        self.roi_layout = RoILayout(roi_batch, name="box")
+        self._moves_rois = conv_norm == "BN" and self.roi_layout.settings.moves_features
+        if conv_norm == "BN":
+            use_layout(self, self.roi_layout)
+
+    @classmethod
+    def from_config(cls, cfg, input_shape: ShapeSpec) -> dict:
+        return {
+            **super().from_config(cfg, input_shape),
+            "roi_batch": normalization_batch(cfg),
+        }
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(R, C, H, W) pooled features -> (R, fc_dim); (R, conv_dim, H, W) without fc layers."""
+        if not torch.jit.is_scripting() and self.training and self._moves_rois:
+            return apply_to_moved_rois(self.roi_layout, super().forward, x)
+        for layer in self:
+            x = layer(x)
+        return x

@@ -1,0 +1,59 @@
+"""The keypoint head."""
+
+import torch
+from detectron2.config import configurable
+from detectron2.layers import Conv2d, ShapeSpec, get_norm, interpolate
+from detectron2.modeling.roi_heads import ROI_KEYPOINT_HEAD_REGISTRY, KRCNNConvDeconvUpsampleHead
+from torch import Tensor
+
+from ..config import normalization_batch
+from ..layers import NormalizationBatch, RoILayout, use_layout
+from .watching import WatchesRoIs, apply_to_moved_rois
+
+
+@ROI_KEYPOINT_HEAD_REGISTRY.register()
+class BNKRCNNConvDeconvUpsampleHead(WatchesRoIs, KRCNNConvDeconvUpsampleHead):
+    """`KRCNNConvDeconvUpsampleHead` with an optional norm after each of its 3x3 convolutions.
+
+    Args:
+        input_shape, num_keypoints, conv_dims and others: as in the parent.
+        conv_norm: "" (the parent, which has no norm), "BN" under `roi_batch`, or another norm of
+            `detectron2.layers.get_norm`. A convolution with a norm has no bias.
+        roi_batch: the normalization batch where `conv_norm` is "BN".
+    """
+
+    @configurable
+    def __init__(
+        self,
+        input_shape: ShapeSpec,
+        *,
+        conv_norm: str = "",
+        roi_batch: NormalizationBatch | None = None,
+        **kwargs,
+    ) -> None:
+        super().__init__(input_shape, **kwargs)
+        self.roi_layout = RoILayout(roi_batch, name="keypoint")
+        self._moves_rois = conv_norm == "BN" and self.roi_layout.settings.moves_features
+        if conv_norm:
+            for conv in (m for m in self if isinstance(m, Conv2d)):
+                conv.norm = get_norm(conv_norm, conv.out_channels)
+                conv.bias = None
+        if conv_norm == "BN":
+            use_layout(self, self.roi_layout)
+            self.watch_rois(self.roi_layout, self)  # forward(x, instances)
+
+    @classmethod
+    def from_config(cls, cfg, input_shape: ShapeSpec) -> dict:
+        return {
+            **super().from_config(cfg, input_shape),
+            "conv_norm": cfg.MODEL.ROI_KEYPOINT_HEAD.NORM,
+            "roi_batch": normalization_batch(cfg),
+        }
+
+    def layers(self, x: Tensor) -> Tensor:
+        """(R, C, H, W) pooled features -> (R, num_keypoints, 4H, 4W) heatmap logits."""
+        if not torch.jit.is_scripting() and self.training and self._moves_rois:
+            return apply_to_moved_rois(self.roi_layout, super().layers, x)
+        for layer in self:
+            x = layer(x)
+        return interpolate(x, scale_factor=self.up_scale, mode="bilinear", align_corners=False)

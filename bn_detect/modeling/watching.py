@@ -1,0 +1,45 @@
+"""What the BN heads share: layouts that are kept informed, and RoIs that are moved."""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from ..distributed import unshuffle_rois
+from ..layers import RoILayout
+
+
+class WatchesRoIs(nn.Module):
+    """A mixin for modules that keep RoI layouts informed while they are needed.
+
+    Hooks are in place in training, and at inference under mini-batch statistics. Under population
+    statistics there are none, so that the module scripts and exports where its parent does.
+    """
+
+    def watch_rois(self, layout: RoILayout, module: nn.Module) -> None:
+        """Let `layout` record the calls of `module` (see `RoILayout.watch`) when it matters."""
+        self.__dict__.setdefault("_watched", []).append((layout, module))
+        self.train(self.training)
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        for handle in self.__dict__.pop("_handles", []):
+            handle.remove()
+        self.__dict__["_handles"] = [
+            layout.watch(module)
+            for layout, module in self.__dict__.get("_watched", [])
+            if mode or layout.settings.test_stats == "minibatch"
+        ]
+        return self
+
+
+def apply_to_moved_rois(layout: RoILayout, layers: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """`layers(x)` computed after RoI shuffling: features move there, outputs move back.
+
+    Args:
+        x: (R, ...) this worker's RoI features.
+
+    Returns:
+        (R, ...), the outputs for this worker's RoIs, in their order.
+    """
+    moved, plan = layout.shuffle(x)
+    return unshuffle_rois(layers(moved), plan)
