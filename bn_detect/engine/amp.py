@@ -7,7 +7,7 @@ from detectron2.engine import SimpleTrainer
 
 
 class CPUAMPTrainer(SimpleTrainer):
-    """`SimpleTrainer` whose forward runs under bfloat16 autocast; bfloat16 needs no loss scaling."""
+    """`SimpleTrainer` with its forward under bfloat16 autocast, which needs no loss scaling."""
 
     def run_step(self) -> None:
         start = time.perf_counter()

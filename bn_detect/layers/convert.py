@@ -45,8 +45,8 @@ def convert_roi_batchnorm(
     settings = NormalizationBatch(batch, images_per_group, virtual_workers, seed=seed)
     if settings.needs_images and pooler is None:
         raise ValueError(
-            f"convert_roi_batchnorm: batch={batch!r} with virtual_workers={virtual_workers} depends "
-            "on the image of each RoI; pass the head's pooler=..."
+            f"convert_roi_batchnorm: batch={batch!r} with virtual_workers={virtual_workers} "
+            "depends on the image of each RoI; pass the head's pooler=..."
         )
     if not any(isinstance(m, _BatchNorm) for m in module.modules()):
         raise ValueError(f"convert_roi_batchnorm: no BatchNorm layer in {type(module).__name__}")

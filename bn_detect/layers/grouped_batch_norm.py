@@ -1,10 +1,10 @@
 """BatchNorm over an explicit partition of the samples into groups, on one process or over many.
 
 Accuracy. The moments of each RoI are taken about its own mean, and merged into its group by Chan's
-parallel formula (Chan, Golub & LeVeque 1983) with float64 sums. Across ranks, one all-reduce carries
-(count, count * mean, M2 + count * mean^2) in float64; the relative error of a variance is then at
-most about 2^-52 * (1 + mean^2 / var): 1e-6 at mean 100 with sigma 1e-3, and below float32's own
-rounding of such data.
+parallel formula (Chan, Golub & LeVeque 1983) with float64 sums. Across ranks, one all-reduce
+carries (count, count * mean, M2 + count * mean^2) in float64; the relative error of a variance is
+then at most about 2^-52 * (1 + mean^2 / var): 1e-6 at mean 100 with sigma 1e-3, and below float32's
+own rounding of such data.
 
 Memory. RoIs are processed in chunks that fit in a cache, so x is read once for the statistics and
 once to normalize, and nothing of its size is allocated beyond the result.
@@ -89,7 +89,7 @@ class _GroupedBatchNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dy, *_):
-        x, weight, bias, group, mean, invstd, count, pop_mean, pop_var = ctx.saved_tensors
+        x, weight, bias, group, mean, invstd, count, pop_mean, _ = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True: somebody wants second derivatives
             if ctx.process_group is not None:
                 raise RuntimeError(
@@ -161,7 +161,7 @@ def _merge_over_ranks(count, mean, m2, process_group):
 
 
 def _gradient_sums(x, dy, group, mean, num_groups) -> Tensor:
-    """(num_groups, 2, C) float64: the sums over a group's own values here of dy and dy (x - mean)."""
+    """(num_groups, 2, C) float64: a group's sums over this rank of dy and of dy * (x - mean)."""
     sums = x.new_zeros((num_groups, 2, x.shape[1]), dtype=torch.float64)
     mean = mean.to(_accurate(x))
     for rows in _chunks(x):
