@@ -1,26 +1,13 @@
 """Checkpoints that are whole or not there."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 
-
-def write_atomically(path: str | Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Call `write(file)` on a temporary file beside `path` and put it in place when it is on disk.
-
-    A process killed at any moment leaves the old file or the new one.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+from ..files import write_atomically
 
 
 class AtomicCheckpointer(DetectionCheckpointer):

@@ -71,6 +71,13 @@ def launch(
         raise WorkerDied(f"worker {rank} of {num_gpus * num_machines} died ({how})") from error
 
 
+def share_cores() -> None:
+    """Give each worker of this machine its part of the cores, unless OMP_NUM_THREADS is set."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        torch.set_num_threads(max(1, cores // comm.get_local_size()))
+
+
 def _join_torchrun(timeout: timedelta) -> None:
     on_cuda = torch.cuda.is_available()
     if on_cuda:

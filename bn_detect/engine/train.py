@@ -2,7 +2,6 @@
 
 import argparse
 import difflib
-import json
 import logging
 import sys
 from datetime import timedelta
@@ -15,8 +14,9 @@ from detectron2.utils import comm
 
 from ..config import add_bn_detect_config
 from ..data import check_datasets
-from .checkpointer import AtomicCheckpointer, write_atomically
-from .launch import WorkerDied, expected_world_size, launch
+from ..files import write_json
+from .checkpointer import AtomicCheckpointer
+from .launch import WorkerDied, expected_world_size, launch, share_cores
 from .trainer import BNTrainer
 from .validation import validate_config
 
@@ -86,6 +86,8 @@ def check(cfg: CfgNode, world_size: int, eval_only: bool) -> None:
 def work(args: argparse.Namespace) -> None:
     """One worker's part."""
     cfg = read_config(args)
+    if cfg.MODEL.DEVICE == "cpu":
+        share_cores()
     default_setup(cfg, args)
     if args.eval_only:
         model = BNTrainer.build_model(cfg)
@@ -102,7 +104,7 @@ def work(args: argparse.Namespace) -> None:
         results = getattr(trainer, "_last_eval_results", None)
     if comm.is_main_process() and results:
         path = Path(cfg.OUTPUT_DIR, "results.json")
-        write_atomically(path, lambda file: file.write(json.dumps(results, indent=1).encode()))
+        write_json(path, results)
         logging.getLogger(__name__).info("Results written to %s", path)
 
 

@@ -1,5 +1,6 @@
 """The heads that importing bn_detect registers with Detectron2."""
 
+from .backbone import build_lean_resnet_fpn_backbone
 from .box_head import BNConvFCHead
 from .keypoint_head import BNKRCNNConvDeconvUpsampleHead
 from .mask_head import BNMaskConvUpsampleHead
@@ -12,4 +13,5 @@ __all__ = [
     "BNMaskConvUpsampleHead",
     "BNRes5ROIHeads",
     "BNStandardROIHeads",
+    "build_lean_resnet_fpn_backbone",
 ]

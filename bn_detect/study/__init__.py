@@ -1,0 +1,1 @@
+"""Whole experiments: several training runs, tables and pictures."""
