@@ -131,18 +131,23 @@ def group_statistics(
     positions = x[0, 0].numel() if rois else 0
     total = x.new_zeros((num_groups, channels), dtype=torch.float64)
     m2 = torch.zeros_like(total)
-    roi_mean = x.new_empty((rois, channels), dtype=_accurate(x))
+    roi_mean = x.new_empty((rois, channels), dtype=torch.float64)
     for rows in _chunks(x):
         values = _positions_last(x[rows])
-        mean = roi_mean[rows] = values.mean(2)
-        spread = torch.linalg.vector_norm(values - mean[:, :, None], dim=2).square()
-        total.index_add_(0, group[rows], mean.double())
-        m2.index_add_(0, group[rows], spread.double())
+        mean = values.mean(2)
+        values = values - mean[:, :, None]
+        # The mean was rounded, which is no trifle where the spread is small against it.
+        rest = values.mean(2).double()
+        spread = values.square_().sum(2).double()
+        spread.addcmul_(rest, rest, value=-positions).clamp_(min=0)
+        roi_mean[rows] = mean = rest.add_(mean)
+        total.index_add_(0, group[rows], mean)
+        m2.index_add_(0, group[rows], spread)
 
     count = torch.bincount(group, minlength=num_groups) * positions
     mean = total * (positions / count.clamp(min=1).double())[:, None]
     for rows in _chunks(roi_mean):
-        between = roi_mean[rows].double().sub_(mean[group[rows]])
+        between = roi_mean[rows] - mean[group[rows]]
         m2.index_add_(0, group[rows], between.square_().mul_(positions))
     if process_group is not None:
         count, mean, m2 = _merge_over_ranks(count, mean, m2, process_group)
