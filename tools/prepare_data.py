@@ -1,33 +1,70 @@
 #!/usr/bin/env python
-"""Prepare the NEON trees dataset."""
+"""Prepare the NEON trees dataset, and check datasets.
+
+prepare_data.py neon-trees
+prepare_data.py check neon_trees_train coco_2017_val
+"""
 
 import argparse
+import importlib
 import sys
 
-from bn_detect.data import TilingOptions, prepare_neon_trees, summary_table
+from bn_detect.data import (
+    DatasetError,
+    TilingOptions,
+    check_dataset,
+    prepare_neon_trees,
+    summary_table,
+)
 from bn_detect.data.neon_trees import FOLDER, default_root, prepared_summaries
 
 
-def neon_trees(args: argparse.Namespace) -> None:
+def neon_trees(args: argparse.Namespace) -> int:
     options = TilingOptions(args.tile, args.overlap, args.min_visible, args.edge_boxes)
     made = prepare_neon_trees(args.root, options, wheel=args.wheel, force=args.force)
     print(f"{args.root}/{FOLDER}: {'prepared' if made else 'already prepared, nothing to do'}")
     print(summary_table(prepared_summaries(args.root)))
+    return 0
+
+
+def check(args: argparse.Namespace) -> int:
+    for module in args.imports:
+        importlib.import_module(module)
+    summaries, errors = [], []
+    for name in args.names:
+        try:
+            summaries.append(check_dataset(name))
+        except DatasetError as error:
+            errors.append(error)
+    if summaries:
+        print(summary_table(summaries))
+    for error in errors:
+        print(f"error: {error}", file=sys.stderr)
+    return 1 if errors else 0
 
 
 def parser() -> argparse.ArgumentParser:
     defaults = TilingOptions()
-    main_parser = argparse.ArgumentParser(description=__doc__)
+    main_parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = main_parser.add_subparsers(required=True, metavar="COMMAND")
+
     neon = commands.add_parser(
         "neon-trees",
         help="make neon_trees_train and neon_trees_val from the wheel of deepforest (MIT)",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
+    neon.set_defaults(run=neon_trees)
     add = neon.add_argument
     add("--root", default=str(default_root()), help="the folder that will hold neon_trees/")
     add("--tile", type=int, default=defaults.tile, help="largest side of a tile, px")
-    add("--overlap", type=int, default=defaults.overlap, help="of training tiles, px")
+    add(
+        "--overlap",
+        type=int,
+        default=defaults.overlap,
+        help="what neighbouring training tiles share, px; validation tiles share nothing",
+    )
     add(
         "--min-visible",
         type=float,
@@ -42,18 +79,28 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--wheel", help="the wheel of deepforest, if it is not to be downloaded")
     add("--force", action="store_true", help="rebuild what was prepared before")
-    neon.set_defaults(run=neon_trees)
+
+    checking = commands.add_parser("check", help="look for faults in registered datasets")
+    checking.set_defaults(run=check)
+    checking.add_argument("names", nargs="+", metavar="NAME")
+    checking.add_argument(
+        "--import",
+        dest="imports",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="Python module that registers datasets; may be given several times",
+    )
     return main_parser
 
 
 def main() -> int:
     args = parser().parse_args()
     try:
-        args.run(args)
-    except ValueError as error:
+        return args.run(args)
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    return 0
 
 
 if __name__ == "__main__":

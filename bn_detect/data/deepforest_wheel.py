@@ -64,7 +64,7 @@ def fetch_wheel(folder: Path) -> Path:
     """
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
     command += ["--only-binary=:all:", "--disable-pip-version-check", "--dest", str(folder)]
-    done = subprocess.run([*command, REQUIREMENT], capture_output=True, text=True)
+    done = subprocess.run([*command, REQUIREMENT], check=False, capture_output=True, text=True)
     wheels = sorted(folder.glob("*.whl"))
     if done.returncode or not wheels:
         said = (done.stderr.strip() or "no output").splitlines()[-1]

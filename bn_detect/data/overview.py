@@ -21,6 +21,8 @@ def draw_overview(
     draw = ImageDraw.Draw(picture)
     for window in windows:
         draw.rectangle(window, outline=GRID)
-    for box, is_ignored in zip(boxes, ignored, strict=True):
-        draw.rectangle(tuple(box), outline=IGNORED if is_ignored else COUNTED, width=2)
+    for box in boxes[ignored]:
+        draw.rectangle(tuple(box), outline=IGNORED, width=2)
+    for box in boxes[~ignored]:
+        draw.rectangle(tuple(box), outline=COUNTED, width=2)
     return picture

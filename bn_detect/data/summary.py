@@ -55,7 +55,7 @@ def summarize(name: str, coco: dict[str, Any], warnings: Sequence[str] = ()) -> 
 def summary_table(summaries: Sequence[DatasetSummary]) -> str:
     """A plain-text table, one line per dataset; warnings follow below it."""
     header = ("dataset", "images", "empty", "boxes", "ignored", "categories")
-    header += ("boxes per image: mean", "max", "box size px: min", "25%", "50%", "75%", "max")
+    header += ("boxes per image: mean", "max", "sqrt(area) px: min", "25%", "50%", "75%", "max")
     rows = [header]
     for s in summaries:
         counts = (s.images, s.empty_images, s.annotations, s.ignored, s.categories)

@@ -1,5 +1,6 @@
 """Cut an image and its boxes into tiles. Boxes are (x0, y0, x1, y1) in pixels throughout."""
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -31,7 +32,7 @@ def tile_spans(length: int, tile: int, overlap: int) -> list[tuple[int, int]]:
         return [(0, length)]
     count = -(-(length - overlap) // (tile - overlap))
     cuts = [i * (length - overlap) // count for i in range(count + 1)]
-    return [(start, end + overlap) for start, end in zip(cuts, cuts[1:], strict=False)]
+    return [(start, end + overlap) for start, end in pairwise(cuts)]
 
 
 def tile_windows(width: int, height: int, tile: int, overlap: int) -> list[Window]:

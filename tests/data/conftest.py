@@ -1,0 +1,21 @@
+"""The real wheel and the dataset made from it, once per session."""
+
+from pathlib import Path
+
+import pytest
+
+from bn_detect.data import prepare_neon_trees
+from bn_detect.data.deepforest_wheel import fetch_wheel
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fetch_wheel(tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Path:
+    """A root with neon_trees/ of the default options; not to be changed."""
+    root = tmp_path_factory.mktemp("datasets")
+    assert prepare_neon_trees(root, wheel=wheel)
+    return root

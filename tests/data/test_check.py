@@ -1,0 +1,393 @@
+"""Every fault of a dataset, by its message."""
+
+import itertools
+import json
+import logging
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
+from detectron2.structures import BoxMode
+from PIL import Image
+
+from bn_detect.data import (
+    DatasetError,
+    check,
+    check_dataset,
+    check_datasets,
+    register_neon_trees,
+    summary_table,
+)
+
+REPOSITORY = Path(__file__).parents[2]
+SERIAL = itertools.count()
+
+
+def small_dataset(folder: Path) -> dict:
+    """Write 3 images of 40x30 px with noise; the COCO JSON of 2 + 1 + 0 boxes on them."""
+    (folder / "images").mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(3):
+        pixels = rng.integers(0, 255, (30, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"images/{index}.png")
+    images = [{"id": 10 + i, "file_name": f"{i}.png", "width": 40, "height": 30} for i in range(3)]
+    boxes = [(1, 10, 3, [0, 0, 10, 10]), (2, 10, 7, [20, 10, 20, 20]), (3, 11, 3, [5, 5, 4, 9])]
+    annotations = [
+        {"id": i, "image_id": image, "category_id": c, "bbox": b, "area": 1, "iscrowd": 0}
+        for i, image, c, b in boxes
+    ]
+    categories = [{"id": 3, "name": "cat"}, {"id": 7, "name": "dog"}]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+class Dataset:
+    """A registered COCO-style dataset whose files a test may spoil."""
+
+    def __init__(self, folder: Path) -> None:
+        self.name = f"small_{next(SERIAL)}"
+        self.folder = folder
+        self.coco = small_dataset(folder)
+        self.json_file = folder / "small.json"
+        self.images = folder / "images"
+        register_coco_instances(self.name, {}, str(self.json_file), str(self.images))
+
+    def check(self):
+        self.json_file.write_text(json.dumps(self.coco))
+        return check_dataset(self.name)
+
+    def error(self) -> str:
+        with pytest.raises(DatasetError) as caught:
+            self.check()
+        message = str(caught.value)
+        assert isinstance(caught.value, ValueError) and "\n" not in message
+        assert repr(self.name) in message
+        return message
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    made = Dataset(tmp_path)
+    yield made
+    DatasetCatalog.remove(made.name)
+    MetadataCatalog.remove(made.name)
+
+
+def test_a_good_dataset_is_summarized(dataset):
+    dataset.coco["annotations"].append({**dataset.coco["annotations"][2], "id": 4, "iscrowd": 1})
+    summary = dataset.check()
+    assert (summary.images, summary.annotations, summary.ignored) == (3, 3, 1)
+    assert (summary.categories, summary.empty_images, summary.most_per_image) == (2, 1, 2)
+    assert summary.size_quartiles == (6, 8, 10, 15, 20) and summary.warnings == ()
+    header, rule, row = summary_table([summary]).splitlines()
+    assert row.split() == [
+        dataset.name,
+        *["3", "1", "3", "1", "2", "1.0", "2", "6", "8", "10", "15", "20"],
+    ]
+    assert len(header) == len(rule) == len(row)
+
+
+def spoil_entry(table, index, **values):
+    return lambda d: d.coco[table][index].update(values)
+
+
+def spoil_box(*box):
+    return spoil_entry("annotations", 1, bbox=list(box))
+
+
+CONTENT_FAULTS = {
+    "no annotations": (lambda d: d.coco.pop("annotations"), "'annotations' is missing, must be"),
+    "wrong table": (lambda d: d.coco.update(images={}), "'images' is a dict, must be a list"),
+    "no images": (lambda d: d.coco.update(images=[]), "'images' is empty"),
+    "no categories": (lambda d: d.coco.update(categories=[]), "'categories' is empty"),
+    "no object": (lambda d: d.coco["images"].insert(1, 5), "image at index 1 is 5, must be an ob"),
+    "no width": (lambda d: d.coco["images"][1].pop("width"), "image 11 has no 'width'"),
+    "no bbox": (lambda d: d.coco["annotations"][0].pop("bbox"), "annotation 1 has no 'bbox'"),
+    "wrong type": (
+        spoil_entry("images", 0, width="40"),
+        "image 10: 'width' must be an integer, got '40'",
+    ),
+    "bool": (
+        spoil_entry("annotations", 0, category_id=True),
+        "annotation 1: 'category_id' must be an integer, got True",
+    ),
+    "image twice": (spoil_entry("images", 2, id=11), "image id 11 is used 2 times"),
+    "annotation twice": (spoil_entry("annotations", 2, id=1), "annotation id 1 is used 2 times"),
+    "category twice": (spoil_entry("categories", 0, id=7), "category id 7 is used 2 times"),
+    "unknown image": (
+        spoil_entry("annotations", 2, image_id=99),
+        "annotation 3: image_id 99 is not among the images",
+    ),
+    "unknown category": (
+        spoil_entry("annotations", 2, category_id=5),
+        "annotation 3 of image 11 (1.png): category_id 5 is not listed in 'categories'",
+    ),
+    "no extent": (
+        spoil_entry("images", 2, width=0),
+        "image 12 (2.png): size 0x30 px is not positive",
+    ),
+    "three numbers": (
+        spoil_box(1, 2, 3),
+        "annotation 2 of image 10 (0.png): box [1, 2, 3] must be 4 finite numbers",
+    ),
+    "not finite": (spoil_box(1, 2, math.nan, 4), "box [1, 2, nan, 4] must be 4 finite numbers"),
+    "not numbers": (spoil_box(1, 2, "3", 4), "box [1, 2, '3', 4] must be 4 finite numbers"),
+    "no area": (spoil_box(1, 2, 0, 4), "annotation 2 of image 10 (0.png): box [1, 2, 0, 4] has no"),
+    "negative": (spoil_box(9, 9, -3, 4), "box [9, 9, -3, 4] has no positive area"),
+    "outside": (
+        spoil_box(30, 2, 12, 4),
+        "box [30, 2, 12, 4] (x, y, width, height) is outside its 40x30 px image",
+    ),
+    "outside above": (spoil_box(3, -1.5, 12, 4), "box [3, -1.5, 12, 4] (x, y, width, height) is"),
+}
+
+
+@pytest.mark.parametrize("fault", CONTENT_FAULTS)
+def test_faulty_content(dataset, fault):
+    spoil, message = CONTENT_FAULTS[fault]
+    spoil(dataset)
+    error = dataset.error()
+    assert message in error and str(dataset.json_file) in error
+
+
+def test_a_pixel_outside_is_rounding(dataset):
+    dataset.coco["annotations"][1]["bbox"] = [-1, -1, 42, 32]
+    dataset.check()
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+IMAGE_FAULTS = {
+    "missing": (Path.unlink, "is missing"),
+    "truncated": (truncate, "cannot be read: "),
+    "no image": (lambda path: path.write_text("hello"), "cannot be read: cannot identify"),
+    "other size": (
+        lambda path: Image.new("RGB", (30, 40)).save(path),
+        "is 30x40 px, the annotations say 40x30",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", IMAGE_FAULTS)
+def test_faulty_images(dataset, fault):
+    spoil, message = IMAGE_FAULTS[fault]
+    spoil(dataset.images / "1.png")
+    assert f"1 fault: image 11 ({dataset.images / '1.png'}) {message}" in dataset.error()
+
+
+def test_a_turned_image_has_the_size_detectron2_reads(dataset):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (30, 40)).save(dataset.images / "1.jpg", exif=exif)
+    dataset.coco["images"][1]["file_name"] = "1.jpg"
+    dataset.check()
+
+
+def test_many_faults_are_counted(dataset):
+    for annotation in dataset.coco["annotations"]:
+        annotation.update(category_id=1, bbox=[0, 0, 0, 0])
+    (dataset.images / "2.png").unlink()
+    error = dataset.error()
+    assert ": 7 faults: annotation 1 of image 10" in error and error.endswith("; and 2 more")
+    assert error.count("; ") == 5
+
+
+def test_broken_json(dataset):
+    dataset.json_file.write_text('{"images": [],\n "annotations": [1 2]}')
+    with pytest.raises(DatasetError, match="is not valid JSON: .* at line 2, column 20$"):
+        check_dataset(dataset.name)
+    dataset.json_file.write_text("[]")
+    with pytest.raises(DatasetError, match=r"small\.json must hold an object, found a list"):
+        check_dataset(dataset.name)
+    dataset.json_file.write_bytes(b"\xff\xfe{")
+    with pytest.raises(DatasetError, match=r"small\.json is not valid JSON|cannot be read"):
+        check_dataset(dataset.name)
+
+
+def test_missing_files(dataset):
+    with pytest.raises(DatasetError, match=r"JSON file .*small\.json is missing; this is where"):
+        check_dataset(dataset.name)
+    dataset.images.rename(dataset.folder / "elsewhere")
+    assert f"image folder {dataset.images} is missing" in dataset.error()
+
+
+def test_missing_neon_trees_says_what_to_type(tmp_path):
+    register_neon_trees(str(tmp_path))
+    try:
+        with pytest.raises(DatasetError, match=f"prepare_data.py neon-trees --root {tmp_path}`"):
+            check_dataset("neon_trees_val")
+    finally:
+        register_neon_trees()
+
+
+def test_unregistered_names():
+    with pytest.raises(DatasetError, match=r"'neon_tree_val' is not registered: .*neon_trees_val"):
+        check_dataset("neon_tree_val")
+    with pytest.raises(DatasetError, match="'xyz' is not registered: register it before"):
+        check_dataset("xyz")
+
+
+def test_other_categories_than_registered(dataset):
+    MetadataCatalog.get(dataset.name).thing_classes = ["dog", "cat"]
+    assert "categories (cat, dog; 2 in all) are not the registered (dog, cat;" in dataset.error()
+
+
+def test_what_only_evaluation_needs_is_a_warning(dataset, caplog):
+    del dataset.coco["annotations"][1]["area"]
+    dataset.coco["annotations"][0]["id"] = 0
+    lacking, zero = dataset.check().warnings
+    assert lacking.startswith("1 annotations (the first: 2) have no 'area'")
+    assert zero.startswith("annotation id 0")
+    with caplog.at_level(logging.WARNING, logger="bn_detect"):
+        logging.getLogger("bn_detect").propagate = True
+        check_datasets([dataset.name, dataset.name])
+    assert len(caplog.records) == 2 and dataset.name in caplog.text
+
+
+def test_check_datasets_raises(dataset):
+    dataset.json_file.write_text(json.dumps(dataset.coco))
+    check_datasets([])
+    check_datasets([dataset.name])
+    with pytest.raises(DatasetError, match="'nothing' is not registered"):
+        check_datasets([dataset.name, "nothing"])
+
+
+@pytest.fixture
+def counted(dataset, tmp_path, monkeypatch):
+    """`dataset` counts as large; returns the calls that looked at its images."""
+    calls = []
+    look = check.image_faults
+
+    def counting(*args, **kwargs):
+        calls.append(kwargs)
+        return look(*args, **kwargs)
+
+    monkeypatch.setattr(check, "LARGE", 2)
+    monkeypatch.setattr(check, "image_faults", counting)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    dataset.json_file.write_text(json.dumps(dataset.coco))
+    return calls
+
+
+def test_success_on_a_large_dataset_is_remembered(dataset, counted):
+    first = check_dataset(dataset.name)
+    assert check_dataset(dataset.name) == first
+    assert [call["decode"] for call in counted] == [False]
+
+    (dataset.images / "new.png").touch()
+    assert check_dataset(dataset.name) == first and len(counted) == 2
+    os.utime(dataset.json_file, (1, 1))
+    assert check_dataset(dataset.name) == first and len(counted) == 3
+    assert check_dataset(dataset.name) == first and len(counted) == 3
+
+
+def test_failure_is_not_remembered(dataset, counted):
+    (dataset.images / "1.png").write_text("")
+    for _ in range(2):
+        with pytest.raises(DatasetError, match=r"1\.png\) cannot be read"):
+            check_dataset(dataset.name)
+    assert len(counted) == 2
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(dataset, counted, tmp_path):
+    (tmp_path / "cache").touch()
+    check_dataset(dataset.name)
+    check_dataset(dataset.name)
+    assert len(counted) == 2
+
+
+def record(folder, **changes):
+    annotation = {"bbox": [0, 0, 10, 10], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0}
+    annotation.update(changes)
+    file_name = str(folder / "images/0.png")
+    image = {"file_name": file_name, "image_id": "a", "width": 40, "height": 30}
+    return {**image, "annotations": [annotation]}
+
+
+@pytest.fixture
+def register_dicts(tmp_path):
+    """Registers a loader of dataset dicts under the name "dicts"."""
+    small_dataset(tmp_path)
+
+    def register(load):
+        DatasetCatalog.register("dicts", load)
+        MetadataCatalog.get("dicts").thing_classes = ["cat"]
+
+    yield register
+    DatasetCatalog.remove("dicts")
+    MetadataCatalog.remove("dicts")
+
+
+DICT_FAULTS = {
+    "outside": (
+        {"bbox": [0, 0, 50, 10]},
+        "'#0 of a' of image 'a' (.*0.png): .* is outside its 40x",
+    ),
+    "no area": ({"bbox": np.array([5.0, 5, 5, 10])}, "box .* has no positive area"),
+    "three": ({"bbox": [5, 5, 5], "bbox_mode": BoxMode.XYWH_ABS}, "must be 4 finite numbers"),
+    "category": ({"category_id": 1}, "category_id 1 is not listed"),
+    "category type": ({"category_id": "cat"}, "'category_id' must be an integer, got 'cat'"),
+}
+
+
+@pytest.mark.parametrize("fault", DICT_FAULTS)
+def test_faulty_dicts(tmp_path, register_dicts, fault):
+    changes, message = DICT_FAULTS[fault]
+    register_dicts(lambda: [record(tmp_path, **changes)])
+    with pytest.raises(DatasetError, match=message.replace("(.", r"\(.").replace("g)", r"g\)")):
+        check_dataset("dicts")
+
+
+def test_good_dicts(tmp_path, register_dicts):
+    bare = {"file_name": str(tmp_path / "images/1.png"), "image_id": "b"}
+    rotated = record(tmp_path, bbox=[5, 5, 4, 4, 30.0], bbox_mode=BoxMode.XYWHA_ABS)
+    rotated.update(image_id="c")
+    register_dicts(lambda: [record(tmp_path), bare, rotated])
+    summary = check_dataset("dicts")
+    assert (summary.images, summary.annotations, summary.size_quartiles[0]) == (3, 2, 10)
+
+
+def test_dicts_with_a_missing_image_or_a_failing_loader(tmp_path, register_dicts):
+    records = [{"file_name": str(tmp_path / "gone.png")}]
+
+    def load():
+        return records if records else 1 / 0
+
+    register_dicts(load)
+    with pytest.raises(DatasetError, match=r"image 0 \(.*gone\.png\) is missing"):
+        check_dataset("dicts")
+    records.clear()
+    with pytest.raises(DatasetError, match="'dicts' cannot be loaded: ZeroDivisionError"):
+        check_dataset("dicts")
+
+
+def test_command_line(dataset):
+    """Summaries of the good ones, one line per faulty one, no traceback."""
+    dataset.json_file.write_text(json.dumps(dataset.coco))
+    (dataset.folder / "faulty.json").write_text("{}")
+    (dataset.folder / "mine.py").write_text(
+        "from detectron2.data.datasets import register_coco_instances\n"
+        f"register_coco_instances('good', {{}}, {str(dataset.json_file)!r}, {str(dataset.images)!r})\n"
+        f"register_coco_instances('bad', {{}}, {str(dataset.folder / 'faulty.json')!r}, '.')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "tools/prepare_data.py", "check", "--import", "mine", "good", "bad"],
+        cwd=REPOSITORY,
+        env={**os.environ, "PYTHONPATH": f"{REPOSITORY}:{dataset.folder}"},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert re.search(r"^good +3 +1 +3 ", done.stdout, re.MULTILINE)
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: dataset 'bad'") and "'images' is missing" in last
+    assert "Traceback" not in done.stderr
