@@ -81,7 +81,9 @@ class _GroupedBatchNorm(torch.autograd.Function):
         scale = invstd if weight is None else invstd * weight
         y = _normalize(x, group, mean, scale, bias)
 
-        ctx.save_for_backward(x, weight, bias, group, mean, invstd, stats.count, pop_mean, pop_var)
+        # Not the population itself: it is updated between forward and backward.
+        ctx.save_for_backward(x, weight, bias, group, mean, var, stats.count)
+        ctx.has_population = pop_mean is not None
         ctx.num_groups, ctx.eps, ctx.process_group = num_groups, eps, process_group
         out = stats.mean.to(_accurate(x)), stats.var.to(_accurate(x)), stats.count
         ctx.mark_non_differentiable(*out)
@@ -89,7 +91,7 @@ class _GroupedBatchNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dy, *_):
-        x, weight, bias, group, mean, invstd, count, pop_mean, _ = ctx.saved_tensors
+        x, weight, bias, group, mean, var, count = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True: somebody wants second derivatives
             if ctx.process_group is not None:
                 raise RuntimeError(
@@ -98,6 +100,7 @@ class _GroupedBatchNorm(torch.autograd.Function):
                 )
             return _differentiable_backward(ctx, dy)
 
+        invstd = torch.rsqrt(var + ctx.eps)
         sums = _gradient_sums(x, dy, group, mean, ctx.num_groups)
         sum_dy, sum_dy_xmu = sums.unbind(1)
         dweight = (sum_dy_xmu * invstd).sum(0).to(weight) if weight is not None else None
@@ -110,7 +113,7 @@ class _GroupedBatchNorm(torch.autograd.Function):
         scale = invstd if weight is None else invstd * weight
         slope = -scale * invstd.square() * sum_dy_xmu / n
         shift = -scale * sum_dy / n
-        if pop_mean is not None:  # population statistics do not depend on x
+        if ctx.has_population:  # population statistics do not depend on x
             slope, shift = (torch.where((count == 1)[:, None], 0.0, t) for t in (slope, shift))
         dx = torch.empty_like(x)
         mean, scale, slope, shift = (t.to(_accurate(x)) for t in (mean, scale, slope, shift))
@@ -193,7 +196,7 @@ def _normalize(x, group, mean, scale, bias) -> Tensor:
 
 def _differentiable_backward(ctx, dy):
     """The same gradients by autograd through plain operations, for derivatives of them."""
-    x, weight, bias, group, _, _, _, pop_mean, pop_var = ctx.saved_tensors
+    x, weight, bias, group, used_mean, used_var, _ = ctx.saved_tensors
     values = _positions_last(x)
     positions = values.shape[2]
     count = torch.bincount(group, minlength=ctx.num_groups).to(values)[:, None] * positions
@@ -201,9 +204,9 @@ def _differentiable_backward(ctx, dy):
     mean = zeros.index_add(0, group, values.sum(2)) / count.clamp(min=1)
     spread = (values - mean[group][:, :, None]).square().sum(2)
     var = zeros.index_add(0, group, spread) / count.clamp(min=1)
-    if pop_mean is not None:
-        mean = torch.where(count == 1, pop_mean.to(mean), mean)
-        var = torch.where(count == 1, pop_var.to(var), var)
+    if ctx.has_population:
+        mean = torch.where(count == 1, used_mean.to(mean), mean)
+        var = torch.where(count == 1, used_var.to(var), var)
     y = (values - mean[group][:, :, None]) * torch.rsqrt(var + ctx.eps)[group][:, :, None]
     if weight is not None:
         y = y * weight[:, None]
