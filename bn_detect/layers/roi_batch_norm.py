@@ -49,7 +49,8 @@ class RoIBatchNorm2d(nn.BatchNorm2d):
         self.layout = layout or RoILayout()
         self._told_lonely = False
         # Derived state: 1 whenever ranks were averaged, which they are before every checkpoint.
-        self.register_buffer("ema_weight", torch.ones((), device=device), persistent=False)
+        ema_weight = torch.ones((), device=device, dtype=torch.float64)
+        self.register_buffer("ema_weight", ema_weight, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.jit.is_scripting() or self._uses_population():
@@ -100,14 +101,14 @@ class RoIBatchNorm2d(nn.BatchNorm2d):
         momentum = self.momentum
         if momentum is None:  # cumulative average, as in torch
             momentum = 1.0 / float(self.num_batches_tracked)
-        count = count.to(var)
-        counts = (count > 1).to(var)  # a single value has no unbiased variance
+        count = count.double()
+        counts = (count > 1).double()  # a single value has no unbiased variance
         share = counts.mean()
         each = (counts / counts.sum().clamp(min=1))[:, None]
         unbiased = var * (count / (count - 1).clamp(min=1))[:, None]
 
-        total = (1 - momentum) * self.ema_weight + momentum * share
-        weight = torch.where(share > 0, momentum * share / total, 0.0)
+        total = (1 - momentum) * self.ema_weight.double() + momentum * share
+        weight = torch.where(total > 0, momentum * share / total, 0.0)
         for buffer, new in (
             (self.running_mean, (mean * each).sum(0)),
             (self.running_var, (unbiased * each).sum(0)),
