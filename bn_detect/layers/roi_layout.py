@@ -147,7 +147,7 @@ class RoILayout:
             per_worker = self._images_per_virtual_worker(num_rois)
             images = range(len(self._images(num_rois)))
             return self._by_image(
-                [i // per_worker for i in images], len(images) // per_worker, device
+                [i // per_worker for i in images], settings.virtual_workers, device
             )
         if settings.batch == "shuffled" and not settings.moves_features:
             return self._shuffled(num_rois, device)
@@ -169,7 +169,7 @@ class RoILayout:
         """The group of each image under "images", and their number."""
         size = self.settings.images_per_group
         per_worker = self._images_per_virtual_worker(num_rois)
-        groups_per_worker = -(-per_worker // size)
+        groups_per_worker = max(1, -(-per_worker // size))  # one empty group where no image is
         images = range(len(self._images(num_rois)))
         groups = [i // per_worker * groups_per_worker + i % per_worker // size for i in images]
         return groups, groups_per_worker * self.settings.virtual_workers
