@@ -94,6 +94,7 @@ class RoILayout:
         """Make the shuffles a function of `iteration`, so that a resumed run repeats them."""
         self._iteration, self._draw = iteration, 0
         self._partition = None
+        self._served.clear()
 
     @property
     def process_group(self) -> dist.ProcessGroup | None:
