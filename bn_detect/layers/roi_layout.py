@@ -77,7 +77,10 @@ class RoILayout:
 
     def _record_call(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         per_image = (*args, *kwargs.values())[1]
+        draw = self._draw
         self.record([len(rois) for rois in per_image])
+        if not module.training:  # ranks may have unequal shares of a test set, but draw alike
+            self._draw = draw
 
     def record(self, rois_per_image: Sequence[int]) -> None:
         """Begin a forward of the head with these RoIs: consecutive rows, image by image."""
