@@ -112,7 +112,7 @@ class RoILayout:
 
     def shuffle(self, x: Tensor) -> tuple[Tensor, ShufflePlan]:
         """Move this forward's RoIs (R, ...) between the workers; see `shuffle_rois`."""
-        if self.rois_per_image is None:
+        if self.rois_per_image is None and not _in_backward():
             self.redraw()
         return shuffle_rois(x, self.generator(), self.process_group)
 
@@ -132,7 +132,7 @@ class RoILayout:
                 or the images cannot be split into the virtual workers.
         """
         if self.rois_per_image is None and layer is not None:
-            if layer in self._served:
+            if layer in self._served and not _in_backward():
                 self.redraw()
             self._served.add(layer)
         key = (num_rois, device, training)
@@ -208,3 +208,8 @@ class RoILayout:
                 "its pooler's needs a RoILayout of its own"
             )
         return self.rois_per_image
+
+
+def _in_backward() -> bool:
+    """Whether a backward is running, in which activation checkpointing repeats the last forward."""
+    return torch._C._current_graph_task_id() != -1
