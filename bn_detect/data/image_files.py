@@ -21,7 +21,7 @@ def image_faults(
     Args:
         images: entries with "id", "file_name" and, where they are known, "width" and "height".
         folder: that the file names are relative to.
-        decode: read all pixels, not only the header: finds truncated files, some 100 times slower.
+        decode: read all pixels, not only the header: slower, but finds truncated files.
         label: of the progress bar, which shows for many images only.
 
     Returns:

@@ -1,11 +1,14 @@
-"""The real wheel and the dataset made from it, once per session."""
+"""The real wheel and the dataset made from it, once per session; a small dataset per test."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from bn_detect.data import prepare_neon_trees
 from bn_detect.data.deepforest_wheel import fetch_wheel
+from tests.data.small_dataset import Dataset
 
 
 @pytest.fixture(scope="session")
@@ -19,3 +22,11 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Path:
     root = tmp_path_factory.mktemp("datasets")
     assert prepare_neon_trees(root, wheel=wheel)
     return root
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Iterator[Dataset]:
+    made = Dataset(tmp_path)
+    yield made
+    DatasetCatalog.remove(made.name)
+    MetadataCatalog.remove(made.name)
