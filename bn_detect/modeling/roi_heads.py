@@ -8,6 +8,7 @@ from detectron2.modeling.roi_heads import (
     Res5ROIHeads,
     StandardROIHeads,
 )
+from detectron2.structures import Boxes
 from torch import Tensor, nn
 
 from ..config import normalization_batch
@@ -21,6 +22,10 @@ class BNStandardROIHeads(WatchesRoIs, StandardROIHeads):
 
     Other box heads, and `BNConvFCHead` without BN, behave as in the parent.
     """
+
+    # Constants to TorchScript, as detectron2.export makes them of the parent; not inherited.
+    mask_on: torch.jit.Final[bool]
+    keypoint_on: torch.jit.Final[bool]
 
     @configurable
     def __init__(self, **kwargs) -> None:
@@ -81,7 +86,7 @@ class BNRes5ROIHeads(WatchesRoIs, Res5ROIHeads):
         cfg.MODEL.RESNETS.NORM = _res5_norm(cfg)
         return super()._build_res5_block(cfg)
 
-    def _shared_roi_transform(self, features: list[Tensor], boxes: list) -> Tensor:
+    def _shared_roi_transform(self, features: list[Tensor], boxes: list[Boxes]) -> Tensor:
         x = self.pooler(features, boxes)
         if not torch.jit.is_scripting() and self.training and self._moves_rois:
             return apply_to_moved_rois(self.roi_layout, self.res5, x)
