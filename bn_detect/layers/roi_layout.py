@@ -129,7 +129,8 @@ class RoILayout:
 
         Raises:
             ValueError: the RoIs per image are needed and unknown, or do not add up to `num_rois`,
-                or the images cannot be split into the virtual workers.
+                or the images cannot be split into the virtual workers; or under `shuffled` two
+                layers of one forward have unequal numbers of RoIs.
         """
         if self.rois_per_image is None and layer is not None:
             if layer in self._served and not _in_backward():
@@ -137,8 +138,22 @@ class RoILayout:
             self._served.add(layer)
         key = (num_rois, device, training)
         if self._partition is None or self._partition[0] != key:
+            self._check_shared(num_rois, training)
             self._partition = (key, self._make(num_rois, device, training))
         return self._partition[1]
+
+    def _check_shared(self, num_rois: int, training: bool) -> None:
+        """Shuffle once per forward: on ranks that happen to have equal numbers nobody would join."""
+        if not training or self.settings.batch != "shuffled" or self.settings.moves_features:
+            return
+        if self.rois_per_image is not None:
+            self._images(num_rois)
+        elif self._partition is not None and self._partition[0][2]:
+            raise ValueError(
+                f"{self.name}: layers that share a RoILayout got {self._partition[0][0]} and "
+                f"{num_rois} RoIs in one forward; a head that sees other RoIs needs a RoILayout of "
+                "its own"
+            )
 
     def _make(self, num_rois: int, device: torch.device, training: bool) -> Partition:
         settings = self.settings
