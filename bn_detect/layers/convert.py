@@ -58,13 +58,12 @@ def convert_roi_batchnorm(
 
 def use_layout(module: nn.Module, layout: RoILayout) -> nn.Module:
     """Put every BatchNorm of `module` behind `layout`; the replaced layers keep their tensors."""
-    if isinstance(module, _BatchNorm):
-        return _converted(module, layout)
-    for name, child in module.named_children():
-        converted = use_layout(child, layout)
-        if converted is not child:
-            setattr(module, name, converted)
-    return module
+    converted = {m: _converted(m, layout) for m in module.modules() if isinstance(m, _BatchNorm)}
+    for parent in list(module.modules()):
+        for name, child in list(parent._modules.items()):  # a shared layer under each of its names
+            if child in converted:
+                setattr(parent, name, converted[child])
+    return converted.get(module, module)
 
 
 def _converted(bn: _BatchNorm, layout: RoILayout) -> RoIBatchNorm2d:
