@@ -65,6 +65,7 @@ class ResumableTrainLoader:
             batch_sampler=self._batches(),
             num_workers=self._num_workers,
             collate_fn=trivial_batch_collator,
+            generator=torch.Generator(),  # else it draws from the one that seeds the first step
         )
         return iter(loader)
 

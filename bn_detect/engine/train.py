@@ -7,6 +7,7 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 
+import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_argument_parser, default_setup
 from detectron2.evaluation import verify_results
@@ -48,8 +49,8 @@ def read_config(args: argparse.Namespace) -> CfgNode:
         if args.config_file:
             cfg.merge_from_file(args.config_file)
         cfg.merge_from_list(args.opts)
-    except FileNotFoundError as error:
-        raise ValueError(f"--config-file: {error.filename} does not exist") from error
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"--config-file {args.config_file}: {error}".replace("\n", " ")) from error
     except (KeyError, AssertionError) as error:
         raise ValueError(f"{error.args[0]}{_nearest_key(cfg, str(error.args[0]))}") from error
     cfg.freeze()

@@ -39,7 +39,7 @@ def draw_detections(
     fullest = sorted(dataset_dicts, key=lambda d: -len(d["annotations"]))[:images]
     rows = []
     for record in fullest:
-        truth = [_xywh(a) for a in record["annotations"]]
+        truth = [_xywh(a) for a in record["annotations"] if not a["iscrowd"]]
         pair = [
             _with_boxes(record["file_name"], boxes, colour, height)
             for boxes, colour in ((truth, _TRUTH), (detections[record["image_id"]], _DETECTION))

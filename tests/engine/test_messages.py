@@ -1,0 +1,51 @@
+"""What the user got wrong is said before training starts, in one line."""
+
+import pytest
+
+from bn_detect.engine.train import main
+
+CONFIG = "configs/neon/faster_rcnn_lean_FPN_shuffled.yaml"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["MODEL.ROI_BN.BATCH", "gpu"], "MODEL.ROI_BN.BATCH is 'gpu'; it must be one of images"),
+        (
+            ["MODEL.ROI_BN.VIRTUAL_WORKERS", "3"],
+            "VIRTUAL_WORKERS is 3, which does not divide the 2",
+        ),
+        (["MODEL.ROI_BN.BATHC", "global"], "did you mean MODEL.ROI_BN.BATCH?"),
+        (["MODEL.ROI_BOX_HEAD.NORM", "GN"], "no RoI head has BatchNorm"),
+        (["SOLVER.IMS_PER_BATCH", "3"], "IMS_PER_BATCH is 3; it must be a positive multiple of"),
+        (["SOLVER.IMS_PER_BATCH", "many"], "IMS_PER_BATCH"),
+        (["DATASETS.TRAIN", "('neon_tree_train',)"], "neon_trees_train"),
+        (["MODEL.ROI_HEADS.NAME", "BNStandard"], "registered are"),
+    ],
+)
+def test_settings(options, message, capsys, monkeypatch):
+    monkeypatch.setattr("bn_detect.engine.train.launch", None)  # nothing may start
+    code = main(["--config-file", CONFIG, "--num-gpus", "2", *options])
+    printed = capsys.readouterr().err
+    assert code == 2
+    assert message in printed
+    assert printed.startswith("error: ") and printed.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "mine.yaml' does not exist"),
+        ("MODEL: [", "mine.yaml"),
+        ("MODEL:\n  ROI_BN:\n    BATHC: global\n", "did you mean MODEL.ROI_BN.BATCH?"),
+        ("_BASE_: nowhere.yaml\n", "nowhere.yaml"),
+    ],
+)
+def test_config_files(text, message, tmp_path, capsys):
+    path = tmp_path / "mine.yaml"
+    if text is not None:
+        path.write_text(text)
+    assert main(["--config-file", str(path)]) == 2
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert printed.startswith("error: ") and printed.count("\n") == 1

@@ -1,0 +1,86 @@
+"""Runs that are killed and resumed end as runs that were left alone."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import torch
+
+from tests.engine.conftest import children_of, wait_for
+
+SETTINGS = {
+    "SOLVER__MAX_ITER": 10,
+    "SOLVER__CHECKPOINT_PERIOD": 3,
+    "DATALOADER__NUM_WORKERS": 1,
+    "MODEL__ROI_BN__VIRTUAL_WORKERS": 2,
+}
+
+
+def final_state(folder) -> dict:
+    return torch.load(folder / "model_final.pth", weights_only=False)
+
+
+def test_killed_run_resumes_to_the_same_bits(train_net, tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    train_net.run(train_net.arguments(whole, "--num-gpus", 2, **SETTINGS))
+
+    process = train_net.start(train_net.arguments(broken, "--num-gpus", 2, **SETTINGS))
+    wait_for((broken / "last_checkpoint").exists)
+    workers = children_of(process.pid)
+    for pid in (process.pid, *workers):
+        os.kill(pid, signal.SIGKILL)
+    process.wait()
+    assert not (broken / "model_final.pth").exists(), "it ended before it was killed"
+
+    printed = train_net.run(train_net.arguments(broken, "--num-gpus", 2, "--resume", **SETTINGS))
+    assert "Starting training from iteration 3" in printed or "from iteration 6" in printed
+    ours, theirs = final_state(broken), final_state(whole)
+    assert ours["iteration"] == theirs["iteration"] == 9
+    assert ours["model"].keys() == theirs["model"].keys()
+    different = [k for k, v in theirs["model"].items() if not torch.equal(v, ours["model"][k])]
+    assert different == []
+    moved = [k for k in theirs["model"] if k.endswith("running_mean")]
+    assert moved and all(theirs["model"][k].abs().sum() > 0 for k in moved)
+
+
+def test_random_seed_is_kept_for_the_resumed_run(train_net, tmp_path):
+    settings = {"SEED": -1, "SOLVER__MAX_ITER": 4, "SOLVER__CHECKPOINT_PERIOD": 2}
+    train_net.run(train_net.arguments(tmp_path, **settings))
+    whole = final_state(tmp_path)
+    (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
+    train_net.run(train_net.arguments(tmp_path, "--resume", **settings))
+    resumed = final_state(tmp_path)
+    assert resumed["trainer"]["seed"] == whole["trainer"]["seed"]
+    assert all(torch.equal(v, resumed["model"][k]) for k, v in whole["model"].items())
+
+
+SAVE_FOREVER = """
+import sys, torch
+from bn_detect.engine.checkpointer import AtomicCheckpointer
+checkpointer = AtomicCheckpointer(torch.nn.Linear(1000, 1000), sys.argv[1])
+for i in range(10**6):
+    checkpointer.save(f"model_{i % 5}", iteration=i)
+    if i == 0:
+        print("saving", flush=True)
+"""
+
+
+def test_kill_while_a_checkpoint_is_written(tmp_path):
+    """kill -9 at random moments; whatever last_checkpoint names is whole."""
+    rng = random.Random(0)
+    for _ in range(5):
+        process = subprocess.Popen(
+            [sys.executable, "-c", SAVE_FOREVER, str(tmp_path)], stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout.readline() == "saving\n"
+        time.sleep(rng.random() * 0.3)
+        process.kill()
+        process.wait()
+        name = (tmp_path / "last_checkpoint").read_text()
+        saved = torch.load(tmp_path / name, weights_only=True)
+        assert saved["model"]["weight"].shape == (1000, 1000)
+        for file in tmp_path.glob("model_*.pth"):
+            assert "iteration" in torch.load(file, weights_only=True)
