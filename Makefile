@@ -1,0 +1,42 @@
+# Overridable: PYTHON makes the environment, VENV holds it (an existing one is completed, what it
+# has is kept), DETECTRON2 is any pip requirement: a git URL, a wheel, a path.
+PYTHON ?= python3
+VENV ?= .venv
+DETECTRON2 ?=
+PYTEST_ARGS ?=
+
+RUN = "$(VENV)/bin/python"
+# A PYTHON that was asked for must be the one that is used.
+SETUP_FLAGS = $(if $(filter file,$(origin PYTHON)),,--same-python)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup data demo test lint format clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@echo "variables: PYTHON=$(PYTHON) VENV=$(VENV) DETECTRON2=$(DETECTRON2) PYTEST_ARGS=$(PYTEST_ARGS)"
+
+setup:  ## virtual environment with torch, Detectron2 and this package
+	@DETECTRON2="$(DETECTRON2)" "$(PYTHON)" scripts/setup_env.py "$(VENV)" $(SETUP_FLAGS)
+
+data: setup  ## the demo's dataset, NEON trees
+	@$(RUN) tools/prepare_data.py neon-trees
+
+demo: data  ## train on NEON trees under two normalization batches, compare them
+	@$(RUN) tools/demo.py
+
+test: lint  ## set-up, style, all tests
+	$(RUN) -m pytest tests -q --durations=10 $(PYTEST_ARGS)
+
+lint: setup  ## check the style
+	$(RUN) -m ruff check
+	$(RUN) -m ruff format --check
+
+format: setup  ## repair the style
+	$(RUN) -m ruff check --fix
+	$(RUN) -m ruff format
+
+clean:  ## remove the environment (if set-up made it), caches and build files
+	@if [ -e "$(VENV)/.bn_detect-made" ]; then rm -rf "$(VENV)"; fi
+	rm -rf build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find bn_detect tools tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +

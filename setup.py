@@ -1,0 +1,15 @@
+"""Needs neither torch nor Detectron2, so that it installs into any environment, in any order."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="bn_detect",
+    version="0.1.0",
+    description="The normalization batch of BatchNorm in R-CNN heads, for Detectron2",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["bn_detect", "bn_detect.*"]),
+    package_data={"": ["*"]},
+    exclude_package_data={"": ["*.py[co]"]},
+    install_requires=["numpy", "pycocotools>=2.0.2", "tabulate", "tqdm"],
+)
