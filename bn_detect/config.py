@@ -30,6 +30,21 @@ def add_bn_detect_config(cfg: CN) -> None:
     # "minibatch" (the RoIs of each test image).
     _C.MODEL.ROI_BN.TEST_STATS = "population"
 
+    # From this iteration on, normalize with population statistics in training too; -1: never. With
+    # TEST.PRECISE_BN.ENABLED, those of a PreciseBN pass.
+    _C.MODEL.ROI_BN.FREEZE_ITER = -1
+    # Dotted prefixes of the modules whose BN layers FREEZE_ITER freezes; empty: all.
+    _C.MODEL.ROI_BN.FREEZE_MODULES = ["roi_heads"]
+
+    # PreciseBN, with Detectron2's own keys ENABLED and NUM_ITER (batches per worker).
+    # Dotted prefixes of the modules whose BN layers it updates; empty: all.
+    _C.TEST.PRECISE_BN.MODULES = []
+    # RoIs that the head statistics come from: "train" (sampled as in training, ground truth added)
+    # or "test" (the proposals and detections that inference feeds to the heads).
+    _C.TEST.PRECISE_BN.ROI_SOURCE = "train"
+    # Iterations between passes; 0: before each evaluation. Always at the end as well.
+    _C.TEST.PRECISE_BN.PERIOD = 0
+
     # Detectron2's keypoint head has no norm: "", "GN", "BN", ... as in the other heads.
     _C.MODEL.ROI_KEYPOINT_HEAD.NORM = ""
 

@@ -1,6 +1,16 @@
 """Training: the trainer, its hooks, and the command behind tools/train_net.py."""
 
-from .hooks import AverageRunningStatistics, SeedIteration
+from .hooks import AverageRunningStatistics, FreezeBN, PreciseBN, SeedIteration
+from .population import LayerReport, PopulationReport, update_population_stats
 from .trainer import BNTrainer
 
-__all__ = ["AverageRunningStatistics", "BNTrainer", "SeedIteration"]
+__all__ = [
+    "AverageRunningStatistics",
+    "BNTrainer",
+    "FreezeBN",
+    "LayerReport",
+    "PopulationReport",
+    "PreciseBN",
+    "SeedIteration",
+    "update_population_stats",
+]

@@ -1,11 +1,19 @@
 """Training hooks."""
 
+import logging
+from collections.abc import Callable, Iterable, Sequence
+
 import numpy as np
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..layers import average_running_statistics, set_iteration
+from .population import select_bn_layers, update_population_stats
+
+logger = logging.getLogger(__name__)
 
 
 class SeedIteration(HookBase):
@@ -30,9 +38,111 @@ class AverageRunningStatistics(HookBase):
     """
 
     def __init__(self, *periods: int) -> None:
-        self._periods = [p for p in periods if p > 0]
+        self._periods = periods
 
     def after_step(self) -> None:
-        done = self.trainer.iter + 1
-        if done == self.trainer.max_iter or any(done % p == 0 for p in self._periods):
+        if _is_due(self.trainer, *self._periods):
             average_running_statistics(self.trainer.model)
+
+
+class PreciseBN(HookBase):
+    """Replace moving averages by PreciseBN's estimate before they are evaluated or saved.
+
+    It stands before the checkpointer and the evaluation among the hooks, so that both see the same
+    numbers; layers that `FreezeBN` froze keep theirs.
+
+    Args:
+        model: to update, wrapped or not.
+        build_loader: makes the iterable of batches for one pass; called anew for each.
+        num_iters: batches per pass and rank.
+        period: iterations between passes; 0: only at the end.
+        modules, roi_source: see `update_population_stats`.
+
+    Raises:
+        ValueError: `modules` that match no BN layer.
+
+    Example:
+        >>> hook = PreciseBN(model, lambda: loader, 200, period=5000, modules=["roi_heads"])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        build_loader: Callable[[], Iterable],
+        num_iters: int,
+        *,
+        period: int = 0,
+        modules: Sequence[str] | None = None,
+        roi_source: str = "train",
+    ) -> None:
+        self._model, self._build_loader, self._num_iters = model, build_loader, num_iters
+        self._period, self._roi_source = period, roi_source
+        self._layers = select_bn_layers(_unwrapped(model), modules)
+
+    def after_step(self) -> None:
+        if _is_due(self.trainer, self._period):
+            self.run()
+
+    def run(self) -> None:
+        """One pass over the layers that are not frozen."""
+        names = [name for name, layer in self._layers.items() if layer.training]
+        if not names:
+            return
+        report = update_population_stats(
+            self._model,
+            self._build_loader(),
+            self._num_iters,
+            modules=names,
+            roi_source=self._roi_source,
+        )
+        logger.info("PreciseBN over %d batches per worker:\n%s", self._num_iters, report)
+
+
+class FreezeBN(HookBase):
+    """From an iteration on, normalize with population statistics in training too.
+
+    Weight and bias of the layers still train (Wu & Johnson 2021, Section 4.2: FrozenBN). The
+    statistics are those of the moment: averaged over the ranks, or of a PreciseBN pass. A run that
+    is resumed after it stays frozen, with the statistics of its checkpoint.
+
+    Args:
+        model: wrapped or not.
+        iteration: the first one with frozen statistics.
+        modules: dotted prefixes of the layers; None: every BN layer.
+        precise_bn: runs a pass of it first.
+
+    Raises:
+        ValueError: `modules` that match no BN layer.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        iteration: int,
+        *,
+        modules: Sequence[str] | None = None,
+        precise_bn: PreciseBN | None = None,
+    ) -> None:
+        self._iteration, self._precise_bn = iteration, precise_bn
+        self._layers: list[_BatchNorm] = list(select_bn_layers(_unwrapped(model), modules).values())
+
+    def before_step(self) -> None:
+        if self.trainer.iter < self._iteration:
+            return
+        if self.trainer.iter == self._iteration:
+            average_running_statistics(self.trainer.model)
+            if self._precise_bn is not None:
+                self._precise_bn.run()
+            logger.info("BN statistics of %d layers are frozen from here on", len(self._layers))
+        for layer in self._layers:  # every step: an evaluation puts the model into training mode
+            layer.eval()
+
+
+def _is_due(trainer, *periods: int) -> bool:
+    """Whether one of the periods (0: none) ends with the iteration just done, or training does."""
+    done = trainer.iter + 1
+    return done == trainer.max_iter or any(p > 0 and done % p == 0 for p in periods)
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    return getattr(model, "module", model)

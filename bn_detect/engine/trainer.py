@@ -7,7 +7,13 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, create_ddp_model
+from detectron2.engine import (
+    AMPTrainer,
+    DefaultTrainer,
+    SimpleTrainer,
+    create_ddp_model,
+    hooks,
+)
 from detectron2.engine.train_loop import TrainerBase
 from detectron2.evaluation import (
     COCOEvaluator,
@@ -21,7 +27,7 @@ from detectron2.utils.logger import setup_logger
 from ..data.resumable_loader import ResumableTrainLoader, build_resumable_train_loader
 from .amp import CPUAMPTrainer
 from .checkpointer import AtomicCheckpointer
-from .hooks import AverageRunningStatistics, SeedIteration
+from .hooks import AverageRunningStatistics, FreezeBN, PreciseBN, SeedIteration
 from .validation import validate_config
 
 
@@ -66,11 +72,47 @@ class BNTrainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
 
     def build_hooks(self) -> list:
-        timer, scheduler, *others = super().build_hooks()
-        average = AverageRunningStatistics(
-            self.cfg.TEST.EVAL_PERIOD, self.cfg.SOLVER.CHECKPOINT_PERIOD
+        cfg = self.cfg
+        precise_bn = self._build_precise_bn()
+        # Statistics are final before the checkpoint is written, which is before the evaluation.
+        all_ranks = [
+            SeedIteration(),
+            self._build_freeze_bn(precise_bn),
+            hooks.IterationTimer(),
+            hooks.LRScheduler(),
+            AverageRunningStatistics(cfg.TEST.EVAL_PERIOD, cfg.SOLVER.CHECKPOINT_PERIOD),
+            precise_bn,
+        ]
+        evaluation = hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._test)
+        if not comm.is_main_process():
+            return [*all_ranks, evaluation]
+        checkpoints = hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD)
+        writers = hooks.PeriodicWriter(self.build_writers(), period=20)
+        return [*all_ranks, checkpoints, evaluation, writers]
+
+    def _test(self) -> dict:
+        self._last_eval_results = self.test(self.cfg, self.model)
+        return self._last_eval_results
+
+    def _build_precise_bn(self) -> PreciseBN | None:
+        settings = self.cfg.TEST.PRECISE_BN
+        if not settings.ENABLED:
+            return None
+        return PreciseBN(
+            self.model,
+            lambda: self.build_population_loader(self.cfg, self.seed),
+            settings.NUM_ITER,
+            period=settings.PERIOD or self.cfg.TEST.EVAL_PERIOD,
+            modules=settings.MODULES or None,
+            roi_source=settings.ROI_SOURCE,
         )
-        return [SeedIteration(), timer, scheduler, average, *others]
+
+    def _build_freeze_bn(self, precise_bn: PreciseBN | None) -> FreezeBN | None:
+        roi_bn = self.cfg.MODEL.ROI_BN
+        if roi_bn.FREEZE_ITER < 0:
+            return None
+        modules = roi_bn.FREEZE_MODULES or None
+        return FreezeBN(self.model, roi_bn.FREEZE_ITER, modules=modules, precise_bn=precise_bn)
 
     def resume_or_load(self, resume: bool = True) -> None:
         super().resume_or_load(resume)
@@ -94,6 +136,15 @@ class BNTrainer(DefaultTrainer):
     @classmethod
     def build_train_loader(cls, cfg: CfgNode):
         return build_resumable_train_loader(cfg)
+
+    @classmethod
+    def build_population_loader(cls, cfg: CfgNode, seed: int):
+        """Training images for a PreciseBN pass; the same ones for each pass of a run."""
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.SEED = seed
+        cfg.DATALOADER.NUM_WORKERS = 0  # its processes would stay, for each pass
+        return cls.build_train_loader(cfg)
 
     @classmethod
     def build_evaluator(

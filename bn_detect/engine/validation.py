@@ -15,6 +15,7 @@ from ..modeling import (
     BNRes5ROIHeads,
     BNStandardROIHeads,
 )
+from .population import ROI_SOURCES
 
 _LAYOUT_GIVERS = (BNStandardROIHeads, BNCascadeROIHeads, BNRes5ROIHeads)
 
@@ -28,6 +29,7 @@ def validate_config(cfg: CfgNode, world_size: int) -> None:
     settings = normalization_batch(cfg)
     _check_device(cfg.MODEL.DEVICE)
     _check_images(cfg, world_size)
+    _check_population(cfg)
 
     heads = _heads_with_bn(cfg)
     changed = _changed_roi_bn_keys(cfg)
@@ -76,13 +78,29 @@ def _check_images(cfg: CfgNode, world_size: int) -> None:
         )
 
 
+def _check_population(cfg: CfgNode) -> None:
+    source, num_iter = cfg.TEST.PRECISE_BN.ROI_SOURCE, cfg.TEST.PRECISE_BN.NUM_ITER
+    if source not in ROI_SOURCES:
+        raise ValueError(
+            f"TEST.PRECISE_BN.ROI_SOURCE is {source!r}; it must be one of {', '.join(ROI_SOURCES)}"
+        )
+    if cfg.TEST.PRECISE_BN.ENABLED and num_iter < 1:
+        raise ValueError(f"TEST.PRECISE_BN.NUM_ITER is {num_iter}; it must be at least 1")
+    if cfg.MODEL.ROI_BN.FREEZE_ITER >= 0 and cfg.MODEL.ROI_BN.TEST_STATS == "minibatch":
+        raise ValueError(
+            f"MODEL.ROI_BN.FREEZE_ITER is {cfg.MODEL.ROI_BN.FREEZE_ITER} with TEST_STATS "
+            "'minibatch': a head trained with frozen statistics is evaluated with them; use "
+            "TEST_STATS 'population', or FREEZE_ITER -1"
+        )
+
+
 def _changed_roi_bn_keys(cfg: CfgNode) -> list[str]:
     default = get_cfg()
     add_bn_detect_config(default)
     return [
         f"MODEL.ROI_BN.{key} {value}"
         for key, value in cfg.MODEL.ROI_BN.items()
-        if value != default.MODEL.ROI_BN[key]
+        if value != default.MODEL.ROI_BN[key] and not key.startswith("FREEZE")
     ]
 
 

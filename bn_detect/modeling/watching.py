@@ -18,18 +18,22 @@ class WatchesRoIs(nn.Module):
     def watch_rois(self, layout: RoILayout, module: nn.Module) -> None:
         """Let `layout` record the calls of `module` (see `RoILayout.watch`) when it matters."""
         self.__dict__.setdefault("_watched", []).append((layout, module))
-        self.train(self.training)
+        self.watch(self.training)
 
     def train(self, mode: bool = True):
         super().train(mode)
+        self.watch(mode)
+        return self
+
+    def watch(self, on: bool) -> None:
+        """Put the hooks in place, or take them away unless inference needs them."""
         for handle in self.__dict__.pop("_handles", []):
             handle.remove()
         self.__dict__["_handles"] = [
             layout.watch(module)
             for layout, module in self.__dict__.get("_watched", [])
-            if mode or layout.settings.test_stats == "minibatch"
+            if on or layout.settings.test_stats == "minibatch"
         ]
-        return self
 
 
 def apply_to_moved_rois(layout: RoILayout, layers: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
