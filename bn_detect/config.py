@@ -36,6 +36,11 @@ def add_bn_detect_config(cfg: CN) -> None:
     # Dotted prefixes of the modules whose BN layers FREEZE_ITER freezes; empty: all.
     _C.MODEL.ROI_BN.FREEZE_MODULES = ["roi_heads"]
 
+    # Iterations between records of one channel's mean in each RoI BN layer: of the mini-batch, by
+    # the moving average and by a PreciseBN pass (of TEST.PRECISE_BN.NUM_ITER batches; it takes
+    # time). Into TensorBoard, bn_statistics.json and bn_statistics.png; 0: never.
+    _C.MODEL.ROI_BN.LOG_STATS = 0
+
     # PreciseBN, with Detectron2's own keys ENABLED and NUM_ITER (batches per worker).
     # Dotted prefixes of the modules whose BN layers it updates; empty: all.
     _C.TEST.PRECISE_BN.MODULES = []

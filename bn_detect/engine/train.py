@@ -15,8 +15,16 @@ from detectron2.utils import comm
 
 from ..config import add_bn_detect_config
 from ..data import check_datasets
+from ..data.subset import register_subsets
 from ..files import write_json
 from .checkpointer import AtomicCheckpointer
+from .evaluation import (
+    EVAL_STATS,
+    check_eval_stats,
+    evaluate_under,
+    evaluation_table,
+    precise_bn,
+)
 from .launch import WorkerDied, expected_world_size, launch, share_cores
 from .trainer import BNTrainer
 from .validation import validate_config
@@ -33,7 +41,27 @@ def argument_parser() -> argparse.ArgumentParser:
         help="end with an error when a lost worker has not answered for this long "
         "(default: %(default)s)",
     )
+    parser.add_argument(
+        "--eval-stats",
+        type=lambda kinds: kinds.split(","),
+        metavar="KIND ...",
+        help="with --eval-only: evaluate under each of these statistics and print one table; "
+        f"of {', '.join(EVAL_STATS)}",
+    )
     return parser
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """`sys.argv`, or `arguments`, by `argument_parser`."""
+    words = sys.argv[1:] if arguments is None else arguments
+    if (
+        "--eval-stats" in words
+    ):  # joined, for argparse would take the KEY VALUE pairs for more of it
+        begin = end = words.index("--eval-stats") + 1
+        while end < len(words) and words[end] in EVAL_STATS:
+            end += 1
+        words = [*words[:begin], ",".join(words[begin:end]) or "nothing", *words[end:]]
+    return argument_parser().parse_args(words)
 
 
 def read_config(args: argparse.Namespace) -> CfgNode:
@@ -81,6 +109,7 @@ def check(cfg: CfgNode, world_size: int, eval_only: bool) -> None:
     """
     validate_config(cfg, world_size)
     names = [*cfg.DATASETS.TEST] if eval_only else [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
+    register_subsets(names)
     check_datasets(names)
 
 
@@ -90,14 +119,9 @@ def work(args: argparse.Namespace) -> None:
     if cfg.MODEL.DEVICE == "cpu":
         share_cores()
     default_setup(cfg, args)
+    register_subsets([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
     if args.eval_only:
-        model = BNTrainer.build_model(cfg)
-        AtomicCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
-            cfg.MODEL.WEIGHTS, resume=args.resume
-        )
-        results = BNTrainer.test(cfg, model)
-        if comm.is_main_process():
-            verify_results(cfg, results)
+        results = evaluate(cfg, args)
     else:
         trainer = BNTrainer(cfg)
         trainer.resume_or_load(resume=args.resume)
@@ -109,13 +133,32 @@ def work(args: argparse.Namespace) -> None:
         logging.getLogger(__name__).info("Results written to %s", path)
 
 
+def evaluate(cfg: CfgNode, args: argparse.Namespace) -> dict:
+    """`--eval-only`: the results of the checkpoint; with --eval-stats by kind of statistics."""
+    model = BNTrainer.build_model(cfg)
+    checkpointer = AtomicCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+    if args.eval_stats:
+        results = evaluate_under(cfg, model, args.eval_stats)
+        if comm.is_main_process():
+            print(evaluation_table(results))
+        return results
+    if cfg.TEST.PRECISE_BN.ENABLED:
+        precise_bn(cfg, model)
+    results = BNTrainer.test(cfg, model)
+    if comm.is_main_process():
+        verify_results(cfg, results)
+    return results
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code: 0, 1 for a lost worker, 2 for what the user got wrong."""
-    args = argument_parser().parse_args(arguments)
+    args = parse_arguments(arguments)
     try:
         cfg = read_config(args)
         world_size = expected_world_size(args.num_gpus, args.num_machines)
         check(cfg, world_size, args.eval_only)
+        check_eval_stats(args.eval_stats)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

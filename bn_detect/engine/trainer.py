@@ -28,6 +28,7 @@ from ..data.resumable_loader import ResumableTrainLoader, build_resumable_train_
 from .amp import CPUAMPTrainer
 from .checkpointer import AtomicCheckpointer
 from .hooks import AverageRunningStatistics, FreezeBN, PreciseBN, SeedIteration
+from .log_statistics import LogStatistics
 from .validation import validate_config
 
 
@@ -82,6 +83,7 @@ class BNTrainer(DefaultTrainer):
             hooks.LRScheduler(),
             AverageRunningStatistics(cfg.TEST.EVAL_PERIOD, cfg.SOLVER.CHECKPOINT_PERIOD),
             precise_bn,
+            self._build_log_statistics(),
         ]
         evaluation = hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._test)
         if not comm.is_main_process():
@@ -132,6 +134,18 @@ class BNTrainer(DefaultTrainer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
         self.seed = state_dict.get("seed", self.seed)
+
+    def _build_log_statistics(self) -> LogStatistics | None:
+        period = self.cfg.MODEL.ROI_BN.LOG_STATS
+        if period <= 0:
+            return None
+        return LogStatistics(
+            self.model,
+            lambda: self.build_population_loader(self.cfg, self.seed),
+            self.cfg.TEST.PRECISE_BN.NUM_ITER,
+            period=period,
+            output_dir=self.cfg.OUTPUT_DIR,
+        )
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode):

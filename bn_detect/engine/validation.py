@@ -100,7 +100,7 @@ def _changed_roi_bn_keys(cfg: CfgNode) -> list[str]:
     return [
         f"MODEL.ROI_BN.{key} {value}"
         for key, value in cfg.MODEL.ROI_BN.items()
-        if value != default.MODEL.ROI_BN[key] and not key.startswith("FREEZE")
+        if value != default.MODEL.ROI_BN[key] and not key.startswith(("FREEZE", "LOG"))
     ]
 
 

@@ -143,7 +143,7 @@ class RoILayout:
         return self._partition[1]
 
     def _check_shared(self, num_rois: int, training: bool) -> None:
-        """Shuffle once per forward: on ranks that happen to have equal numbers nobody would join."""
+        """Shuffle once per forward: a rank whose numbers happen to be equal would not join."""
         if not training or self.settings.batch != "shuffled" or self.settings.moves_features:
             return
         if self.rois_per_image is not None:

@@ -1,0 +1,124 @@
+"""One model under several kinds of test statistics."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+from tabulate import tabulate
+from torch import nn
+
+from ..layers import RoIBatchNorm2d
+from ..modeling.watching import WatchesRoIs
+from .population import update_population_stats
+from .trainer import BNTrainer
+
+EVAL_STATS = ("population", "minibatch", "precise")
+
+Results = dict[str, dict[str, dict[str, float]]]  # dataset -> task ("bbox", ...) -> metric
+
+
+def evaluate_under(cfg: CfgNode, model: nn.Module, statistics: Sequence[str]) -> dict[str, Results]:
+    """Evaluate on every dataset of `DATASETS.TEST` under each kind of statistics. A collective.
+
+    Args:
+        statistics: of "population" (the running statistics that the model holds), "minibatch" (the
+            RoIs of each test image) and "precise" (a PreciseBN pass as `TEST.PRECISE_BN` says).
+
+    Returns:
+        Results by kind; on ranks other than 0 without metrics. The model is as before.
+
+    Raises:
+        ValueError: a kind that is none of these.
+    """
+    check_eval_stats(statistics)
+    every = {}
+    for kind in statistics:
+        with contextlib.ExitStack() as stack:
+            if kind == "precise":
+                stack.enter_context(with_precise_statistics(cfg, model))
+            stack.enter_context(
+                with_test_statistics(model, "minibatch" if kind == "minibatch" else "population")
+            )
+            every[kind] = _evaluate(cfg, model, kind)
+    return every
+
+
+def check_eval_stats(statistics: Sequence[str] | None) -> None:
+    """Raise ValueError for a kind that is not of EVAL_STATS; None is fine."""
+    for kind in statistics or ():
+        if kind not in EVAL_STATS:
+            raise ValueError(f"--eval-stats is {kind!r}; it must be of {', '.join(EVAL_STATS)}")
+
+
+def _evaluate(cfg: CfgNode, model: nn.Module, kind: str) -> Results:
+    folder = Path(cfg.OUTPUT_DIR, f"inference_{kind}")
+    names = cfg.DATASETS.TEST
+    evaluators = [BNTrainer.build_evaluator(cfg, name, str(folder / name)) for name in names]
+    results = BNTrainer.test(cfg, model, evaluators)
+    return {names[0]: results} if len(names) == 1 else results
+
+
+@contextlib.contextmanager
+def with_test_statistics(model: nn.Module, kind: str) -> Iterator[None]:
+    """Let the RoI BN layers normalize with "population" or "minibatch" statistics at inference."""
+    layouts = {m.layout for m in model.modules() if isinstance(m, RoIBatchNorm2d)}
+    before = {layout: layout.settings for layout in layouts}
+    try:
+        for layout in layouts:
+            layout.settings = replace(layout.settings, test_stats=kind)
+        _watch_again(model)
+        yield
+    finally:
+        for layout, settings in before.items():
+            layout.settings = settings
+        _watch_again(model)
+
+
+@contextlib.contextmanager
+def with_precise_statistics(cfg: CfgNode, model: nn.Module) -> Iterator[None]:
+    """The statistics of a PreciseBN pass as `TEST.PRECISE_BN` says, and then the old ones again."""
+    before = {buffer: buffer.clone() for buffer in model.buffers()}
+    try:
+        precise_bn(cfg, model)
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in before.items():
+                buffer.copy_(value)
+
+
+def precise_bn(cfg: CfgNode, model: nn.Module) -> None:
+    """A PreciseBN pass over training images, as `TEST.PRECISE_BN` says; prints its report."""
+    settings = cfg.TEST.PRECISE_BN
+    report = update_population_stats(
+        model,
+        BNTrainer.build_population_loader(cfg, max(cfg.SEED, 0)),
+        settings.NUM_ITER,
+        modules=settings.MODULES or None,
+        roi_source=settings.ROI_SOURCE,
+    )
+    if comm.is_main_process():
+        print(report)
+
+
+def _watch_again(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, WatchesRoIs):
+            module.watch(module.training)
+
+
+def evaluation_table(every: dict[str, Results]) -> str:
+    """A row per dataset and kind of statistics; AP and AP50 of each task, in percent."""
+    tasks = list(dict.fromkeys(t for r in every.values() for d in r.values() for t in d))
+    columns = [(task, metric) for task in tasks for metric in ("AP", "AP50")]
+    rows = [
+        [name, kind, *(results[name].get(task, {}).get(metric) for task, metric in columns)]
+        for kind, results in every.items()
+        for name in results
+    ]
+    headers = ["dataset", "statistics", *(f"{task} {metric}" for task, metric in columns)]
+    return tabulate(sorted(rows, key=lambda row: row[0]), headers=headers, floatfmt=".1f")
