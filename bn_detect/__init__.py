@@ -14,6 +14,7 @@ except ImportError as error:
 from . import modeling  # registers the heads
 from .config import add_bn_detect_config
 from .data import register_neon_trees
+from .engine import update_population_stats
 from .layers import (
     NormalizationBatch,
     RoIBatchNorm2d,
@@ -37,4 +38,5 @@ __all__ = [
     "grouped_batch_norm",
     "modeling",
     "set_iteration",
+    "update_population_stats",
 ]
