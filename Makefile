@@ -2,7 +2,7 @@
 # has is kept), DETECTRON2 is any pip requirement: a git URL, a wheel, a path.
 PYTHON ?= python3
 VENV ?= .venv
-DETECTRON2 ?=
+export DETECTRON2 ?=
 PYTEST_ARGS ?=
 
 RUN = "$(VENV)/bin/python"
@@ -17,7 +17,9 @@ help:  ## this list
 	@echo "variables: PYTHON=$(PYTHON) VENV=$(VENV) DETECTRON2=$(DETECTRON2) PYTEST_ARGS=$(PYTEST_ARGS)"
 
 setup:  ## virtual environment with torch, Detectron2 and this package
-	@DETECTRON2="$(DETECTRON2)" "$(PYTHON)" scripts/setup_env.py "$(VENV)" $(SETUP_FLAGS)
+	@"$(PYTHON)" -c 'import sys; sys.version_info < (3, 6) and sys.exit("set-up FAILED: $(PYTHON) \
+	is Python %s; Python 3.10 to 3.13 is needed" % sys.version.split()[0])'
+	@"$(PYTHON)" scripts/setup_env.py "$(VENV)" $(SETUP_FLAGS)
 
 data: setup  ## the demo's dataset, NEON trees
 	@$(RUN) tools/prepare_data.py neon-trees

@@ -88,9 +88,12 @@ def drop_half_installed(site):
 
 
 def constraints_that_keep(installed, path):
-    """The pins of what is missing; torchvision has none where torch is installed: it must fit."""
-    kept = {*installed, "torchvision"} if "torch" in installed else set(installed)
-    pins = [pin for pin in PINS.read_text().splitlines() if pin.split("==")[0] not in kept]
+    """The pins of what is missing; torchvision has none where torch is another: it must fit."""
+    pins = [line for line in PINS.read_text().splitlines() if not line.startswith("#")]
+    kept = set(installed)
+    if "torch" in kept and f"torch=={installed['torch'].split('+')[0]}" not in pins:
+        kept.add("torchvision")
+    pins = [pin for pin in pins if pin.split("==")[0] not in kept]
     path.write_text("\n".join(pins + [f"{name}=={version}" for name, version in installed.items()]))
     return path
 
@@ -119,15 +122,17 @@ def install_default_detectron2(python, site):
     shutil.rmtree(folder)
 
 
-def install_detectron2(python, site, there, installed):
+def install_detectron2(python, site, there, installed, ours):
     own = os.environ.get("DETECTRON2", "").strip()
     if own:
-        if "sal-detectron2" in installed:
-            command = [python, *PIP, "uninstall", "--yes", "sal-detectron2"]
-            run("removing the default Detectron2", AGAIN, *command)
+        advice = "Then type: make setup DETECTRON2=... (what else is installed is kept)"
+        old = sorted({"detectron2", "sal-detectron2"} & set(installed)) if ours else []
+        if old:
+            command = [python, *PIP, "uninstall", "--yes", *old]
+            run(f"removing {' and '.join(old)}", advice, *command)
         how = ["--no-deps", "--no-build-isolation", "--force-reinstall"]
         doing = f"installing Detectron2 from {own} (minutes where it must be compiled)"
-        run(doing, AGAIN, python, *PIP, "install", *how, own)
+        run(doing, advice, python, *PIP, "install", *how, own)
     elif there:
         say(f"Detectron2 is there: {os.path.dirname(there)}")
     else:
@@ -143,13 +148,14 @@ def install(venv, python, ours):
         say(f"{venv} was not made by set-up: what it has is kept, what it lacks is added")
         constraints = constraints_that_keep(installed, venv / ".bn_detect-constraints")
     pip = [python, *PIP, "install", "-c", constraints, "--no-build-isolation"]
+    pip.append("--no-warn-conflicts")  # the default Detectron2 names numpy<2, and works with 2
     run("installing setuptools and wheel", AGAIN, *pip, "setuptools", "wheel")
-    size = "" if "torch" in installed else " (2.5 GB to download, 5.5 GB on disk: minutes)"
+    size = "" if "torch" in installed else " (3 GB to download, 5.5 GB on disk: minutes)"
     doing = f"installing torch, torchvision and what Detectron2 and the tests need{size}"
     run(doing, AGAIN, *pip, "-r", PACKAGES)
     # In ours, files without metadata were left by a pip that was killed.
     whole = not ours or {"detectron2", "sal-detectron2"} & set(installed)
-    install_detectron2(python, site, whole and origins["detectron2"], installed)
+    install_detectron2(python, site, whole and origins["detectron2"], installed, ours)
     run("installing bn_detect in editable mode", AGAIN, *pip, "--no-deps", "-e", ROOT)
     code = "import torchvision, detectron2.model_zoo, detectron2.engine"
     advice = f"torch, torchvision and Detectron2 must fit each other. {AGAIN}"
@@ -175,7 +181,13 @@ def main():
         if "--same-python" in sys.argv and has != checked_version(sys.executable):
             fail(f"{venv} has Python {has}. For another, type: make clean; or name another VENV=")
     if stamp[:1] != [key] or not all(os.path.exists(path) for path in stamp[1:]):
+        # Not in /tmp, which may be too small, and where a killed pip leaves gigabytes.
+        temporary = venv / ".bn_detect-tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        os.environ["TMPDIR"] = str(temporary)
         install(venv, python, made.exists())
+        shutil.rmtree(temporary)
         done.write_text("\n".join([key, *probe(python)[1].values()]))
     say(f"{venv} is complete")
 
