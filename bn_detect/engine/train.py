@@ -58,7 +58,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--eval-stats" in words
     ):  # joined, for argparse would take the KEY VALUE pairs for more of it
         begin = end = words.index("--eval-stats") + 1
-        while end < len(words) and words[end] in EVAL_STATS:
+        while end < len(words) and words[end].isalpha() and words[end].islower():
             end += 1
         words = [*words[:begin], ",".join(words[begin:end]) or "nothing", *words[end:]]
     return argument_parser().parse_args(words)

@@ -1,0 +1,97 @@
+"""One checkpoint under several statistics, parts of datasets, and statistics over training."""
+
+import json
+
+import pytest
+import torch
+
+from bn_detect.engine.train import main, parse_arguments
+
+
+def test_eval_stats_do_not_take_the_options():
+    args = parse_arguments(["--eval-only", "--eval-stats", "population", "precise", "SEED", "3"])
+    assert args.eval_stats == ["population", "precise"]
+    assert args.opts == ["SEED", "3"]
+
+
+@pytest.mark.parametrize("kinds", [["mean"], []])
+def test_unknown_eval_stats(kinds, capsys):
+    config = "configs/neon/faster_rcnn_lean_FPN_worker.yaml"
+    code = main(
+        ["--config-file", config, "--eval-only", "--eval-stats", *kinds, "DATASETS.TEST", "()"]
+    )
+    assert code == 2
+    assert "must be of population, minibatch, precise" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def trained(train_net, tmp_path_factory):
+    """A run that logs statistics; 6 images, so 2 of them are a third."""
+    folder = tmp_path_factory.mktemp("trained")
+    keys = {"MODEL__ROI_BN__LOG_STATS": 2, "TEST__PRECISE_BN__NUM_ITER": 2}
+    train_net.run(train_net.arguments(folder, "--num-gpus", 2, batch="worker", **keys))
+    return folder
+
+
+def test_statistics_over_training_are_recorded(trained):
+    records = json.loads((trained / "bn_statistics.json").read_text())
+    assert len(records) == 2  # conv layers of the box head
+    weights = torch.load(trained / "model_final.pth", weights_only=False)["model"]
+    for name, rows in records.items():
+        assert [row[0] for row in rows] == [1, 3]
+        assert all(isinstance(value, float) for row in rows for value in row[1:])
+        assert rows[-1][2] == weights[f"{name}.running_mean"][0].item()  # put back after the pass
+        assert len(set(rows[-1][1:])) == 3
+    assert (trained / "bn_statistics.png").read_bytes().startswith(b"\x89PNG")
+    metrics = (trained / "metrics.json").read_text()
+    assert "bn_mean/roi_heads.box_head.conv1.norm/precise" in metrics
+
+
+def test_one_table_for_several_statistics_and_datasets(train_net, trained, tmp_path):
+    keys = {
+        "MODEL__WEIGHTS": trained / "model_final.pth",
+        "DATASETS__TEST": "('coco_2017_val', 'coco_2017_train@2')",
+        "TEST__PRECISE_BN__NUM_ITER": 2,
+        "MODEL__ROI_HEADS__SCORE_THRESH_TEST": 0.0,
+    }
+    kinds = ("population", "minibatch", "precise")
+    flags = ("--num-gpus", 2, "--eval-only", "--eval-stats", *kinds)
+    printed = train_net.run(train_net.arguments(tmp_path, *flags, batch="worker", **keys))
+    table = [line.split() for line in printed.splitlines() if line.startswith("coco_2017")]
+    assert [row[:2] for row in table] == [
+        [name, kind] for name in ("coco_2017_train@2", "coco_2017_val") for kind in kinds
+    ]
+    assert all(len(row) == 4 and float(row[2]) >= 0 for row in table)
+
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert list(results) == list(kinds)
+
+    def scores(kind: str, name: str) -> list[float]:
+        file = tmp_path / f"inference_{kind}" / name / "coco_instances_results.json"
+        found = json.loads(file.read_text())
+        assert len({d["image_id"] for d in found}) == (2 if "@" in name else 6)
+        return [d["score"] for d in found]
+
+    for name in ("coco_2017_val", "coco_2017_train@2"):
+        assert scores("population", name) != scores("minibatch", name)
+        assert scores("population", name) != scores("precise", name)
+
+
+def test_the_evaluated_model_is_as_before():
+    from bn_detect.engine.evaluation import with_test_statistics
+    from bn_detect.layers import NormalizationBatch, RoIBatchNorm2d, RoILayout
+
+    layout = RoILayout(NormalizationBatch("shuffled", seed=3))
+    layer = RoIBatchNorm2d(2, layout=layout).eval()
+    layout.record([3, 1])
+    x = torch.randn(4, 2, 3, 3)
+    before, settings = layer(x), layout.settings
+    with pytest.raises(RuntimeError), with_test_statistics(layer, "minibatch"):
+        each = [
+            torch.nn.functional.batch_norm(part, None, None, training=True)
+            for part in x.split([3, 1])
+        ]
+        torch.testing.assert_close(layer(x), torch.cat(each))
+        raise RuntimeError
+    assert layout.settings == settings
+    assert torch.equal(layer(x), before)
