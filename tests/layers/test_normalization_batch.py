@@ -1,0 +1,59 @@
+"""The setting's errors, by message."""
+
+import pytest
+
+from bn_detect.layers import NormalizationBatch
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        (
+            {"batch": "gpu"},
+            "MODEL.ROI_BN.BATCH is 'gpu'; it must be one of images, worker, shuffled, global",
+        ),
+        (
+            {"exchange": "all"},
+            "MODEL.ROI_BN.EXCHANGE is 'all'; it must be one of statistics, features",
+        ),
+        (
+            {"test_stats": ""},
+            "MODEL.ROI_BN.TEST_STATS is ''; it must be one of population, minibatch",
+        ),
+        ({"images_per_group": 0}, "MODEL.ROI_BN.IMAGES_PER_GROUP is 0; it must be at least 1"),
+        ({"virtual_workers": -1}, "MODEL.ROI_BN.VIRTUAL_WORKERS is -1; it must be at least 1"),
+        (
+            {"batch": "shuffled", "exchange": "features", "virtual_workers": 2},
+            "MODEL.ROI_BN.EXCHANGE is 'features' with VIRTUAL_WORKERS 2: features move between "
+            "processes only; use EXCHANGE 'statistics', or VIRTUAL_WORKERS 1",
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
+)
+def test_what_is_not_valid_is_named(setting, message):
+    with pytest.raises(ValueError) as error:
+        NormalizationBatch(**setting)
+    assert str(error.value) == message
+
+
+def test_features_move_only_where_rois_are_shuffled():
+    assert NormalizationBatch("shuffled", exchange="features").moves_features
+    assert not NormalizationBatch("shuffled").moves_features
+    worker = NormalizationBatch("worker", exchange="features", virtual_workers=2)
+    assert not worker.moves_features
+
+
+@pytest.mark.parametrize(
+    ("setting", "needed"),
+    [
+        ({"batch": "images"}, True),
+        ({"batch": "worker"}, False),
+        ({"batch": "worker", "virtual_workers": 2}, True),
+        ({"batch": "shuffled", "virtual_workers": 2}, False),
+        ({"batch": "global"}, False),
+        ({"batch": "global", "test_stats": "minibatch"}, True),
+    ],
+    ids=lambda value: " ".join(map(str, value.values())) if isinstance(value, dict) else "",
+)
+def test_when_the_image_of_a_roi_is_needed(setting, needed):
+    assert NormalizationBatch(**setting).needs_images is needed
