@@ -1,9 +1,16 @@
 """Find what cannot work in a config before anything is built."""
 
+from collections.abc import Callable
+
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import ROI_BOX_HEAD_REGISTRY, ROI_HEADS_REGISTRY, ROI_MASK_HEAD_REGISTRY
-from detectron2.modeling.roi_heads import ROI_KEYPOINT_HEAD_REGISTRY, Res5ROIHeads
+from detectron2.modeling.roi_heads import (
+    ROI_KEYPOINT_HEAD_REGISTRY,
+    KRCNNConvDeconvUpsampleHead,
+    Res5ROIHeads,
+    StandardROIHeads,
+)
 from detectron2.utils.registry import Registry
 
 from ..config import add_bn_detect_config, normalization_batch
@@ -46,9 +53,7 @@ def validate_config(cfg: CfgNode, world_size: int) -> None:
             )
     if settings.needs_images and any(key == "MODEL.ROI_BOX_HEAD.NAME" for key, *_ in heads):
         name = cfg.MODEL.ROI_HEADS.NAME
-        if not issubclass(
-            _registered(ROI_HEADS_REGISTRY, "MODEL.ROI_HEADS.NAME", name), _LAYOUT_GIVERS
-        ):
+        if not _is_a(ROI_HEADS_REGISTRY.get(name), _LAYOUT_GIVERS):
             raise ValueError(
                 f"MODEL.ROI_BN needs the image of each RoI ({', '.join(changed)}), but the pooler "
                 f"of MODEL.ROI_HEADS.NAME {name!r} gives no layout; use 'BNStandardROIHeads', "
@@ -107,31 +112,45 @@ def _changed_roi_bn_keys(cfg: CfgNode) -> list[str]:
 def _heads_with_bn(cfg: CfgNode) -> list[tuple[str, str, str | None]]:
     """(key of the head's name, its name, the class to use instead where it ignores ROI_BN)."""
     model = cfg.MODEL
-    if model.META_ARCHITECTURE in ("RetinaNet", "FCOS", "SemanticSegmentor"):
+    if model.META_ARCHITECTURE in ("RetinaNet", "FCOS", "SemanticSegmentor", "ProposalNetwork"):
         return []
     found = []
 
-    def add(key: str, name: str, registry: Registry, ours: type) -> None:
-        follows = issubclass(_registered(registry, key, name), ours)
-        found.append((key, name, None if follows else ours.__name__))
+    def look(key: str, name: str, registry: Registry, ours: type, has_bn: bool) -> None:
+        head = _registered(registry, key, name)
+        if has_bn:
+            found.append((key, name, None if _is_a(head, ours) else ours.__name__))
 
-    roi_heads = _registered(ROI_HEADS_REGISTRY, "MODEL.ROI_HEADS.NAME", model.ROI_HEADS.NAME)
-    if issubclass(roi_heads, Res5ROIHeads):
-        own_norm = model.ROI_BOX_HEAD.NORM if issubclass(roi_heads, BNRes5ROIHeads) else ""
-        if (own_norm or model.RESNETS.NORM) == "BN":
-            add("MODEL.ROI_HEADS.NAME", model.ROI_HEADS.NAME, ROI_HEADS_REGISTRY, BNRes5ROIHeads)
-    elif model.ROI_BOX_HEAD.NORM == "BN" and model.ROI_BOX_HEAD.NUM_CONV > 0:
-        add("MODEL.ROI_BOX_HEAD.NAME", model.ROI_BOX_HEAD.NAME, ROI_BOX_HEAD_REGISTRY, BNConvFCHead)
-    if model.MASK_ON and model.ROI_MASK_HEAD.NORM == "BN" and model.ROI_MASK_HEAD.NUM_CONV > 0:
-        head = model.ROI_MASK_HEAD.NAME
-        add("MODEL.ROI_MASK_HEAD.NAME", head, ROI_MASK_HEAD_REGISTRY, BNMaskConvUpsampleHead)
-    if model.KEYPOINT_ON and model.ROI_KEYPOINT_HEAD.NORM == "BN":
-        head, ours = model.ROI_KEYPOINT_HEAD.NAME, BNKRCNNConvDeconvUpsampleHead
-        add("MODEL.ROI_KEYPOINT_HEAD.NAME", head, ROI_KEYPOINT_HEAD_REGISTRY, ours)
+    key, name = "MODEL.ROI_HEADS.NAME", model.ROI_HEADS.NAME
+    roi_heads = _registered(ROI_HEADS_REGISTRY, key, name)
+    box, mask, keypoint = model.ROI_BOX_HEAD, model.ROI_MASK_HEAD, model.ROI_KEYPOINT_HEAD
+    if _is_a(roi_heads, Res5ROIHeads):
+        norm = (box.NORM if _is_a(roi_heads, BNRes5ROIHeads) else "") or model.RESNETS.NORM
+        look(key, name, ROI_HEADS_REGISTRY, BNRes5ROIHeads, norm == "BN")
+    elif box.NAME or _is_a(roi_heads, StandardROIHeads):
+        has_bn = box.NORM == "BN" and box.NUM_CONV > 0
+        look("MODEL.ROI_BOX_HEAD.NAME", box.NAME, ROI_BOX_HEAD_REGISTRY, BNConvFCHead, has_bn)
+    if model.MASK_ON:
+        key, has_bn = "MODEL.ROI_MASK_HEAD.NAME", mask.NORM == "BN" and mask.NUM_CONV > 0
+        look(key, mask.NAME, ROI_MASK_HEAD_REGISTRY, BNMaskConvUpsampleHead, has_bn)
+    if model.KEYPOINT_ON:
+        key, ours = "MODEL.ROI_KEYPOINT_HEAD.NAME", BNKRCNNConvDeconvUpsampleHead
+        look(key, keypoint.NAME, ROI_KEYPOINT_HEAD_REGISTRY, ours, keypoint.NORM == "BN")
+        stock = ROI_KEYPOINT_HEAD_REGISTRY.get(keypoint.NAME) is KRCNNConvDeconvUpsampleHead
+        if stock and keypoint.NORM:
+            raise ValueError(
+                f"{key} is {keypoint.NAME!r}, which has no norm (MODEL.ROI_KEYPOINT_HEAD.NORM is "
+                f"{keypoint.NORM!r}); use {ours.__name__!r}"
+            )
     return found
 
 
-def _registered(registry: Registry, key: str, name: str) -> type:
+def _is_a(registered: Callable, ours: type | tuple[type, ...]) -> bool:
+    """Whether it is a class, not a function, and one of `ours`."""
+    return isinstance(registered, type) and issubclass(registered, ours)
+
+
+def _registered(registry: Registry, key: str, name: str) -> Callable:
     if name not in registry:
         known = ", ".join(sorted(known for known, _ in registry))
         raise ValueError(f"{key} is {name!r}, which is not registered; registered are {known}")
