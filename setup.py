@@ -11,5 +11,5 @@ setup(
     packages=find_packages(include=["bn_detect", "bn_detect.*"]),
     package_data={"": ["*"]},
     exclude_package_data={"": ["*.py[co]"]},
-    install_requires=["numpy", "pycocotools>=2.0.2", "tabulate", "tqdm"],
+    install_requires=["numpy", "pillow", "pycocotools>=2.0.2", "tabulate", "tqdm"],
 )
