@@ -54,6 +54,21 @@ def test_trains(kind, setting):
         assert bn.running_var.isfinite().all() and bn.running_var.ne(1).all()
 
 
+@pytest.mark.parametrize("setting", SETTINGS, ids=setting_name)
+@pytest.mark.parametrize("kind", KINDS)
+def test_trains_under_autocast(kind, setting):
+    heads = randomized(build(config(kind, **setting)))
+    expected = Images(range(4)).train(heads)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = Images(range(4)).train(heads)
+    sum(losses.values()).backward()
+    assert all(p.grad.isfinite().all() for p in heads.parameters() if p.requires_grad)
+    assert all(bn.running_mean.dtype == torch.float32 for bn in bn_layers(heads).values())
+    for name in ("loss_cls", "loss_mask", "loss_keypoint"):  # boxes of later stages may move
+        if name in losses:
+            torch.testing.assert_close(losses[name].float(), expected[name], rtol=0.05, atol=0.01)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_batches_differ(kind):
     """Otherwise the batch would not reach the layers."""
