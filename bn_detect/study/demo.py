@@ -93,9 +93,9 @@ def _show_progress(process: subprocess.Popen, metrics: Path, iterations: int) ->
     with tqdm(total=iterations, unit="it") as bar:
         while process.poll() is None:
             time.sleep(1.0)
-            done = _last_record(metrics)
-            bar.set_postfix_str(f"loss {done.get('total_loss', float('nan')):.2f}", refresh=False)
-            bar.update(done.get("iteration", -1) + 1 - bar.n)
+            if done := _last_record(metrics):
+                bar.set_postfix_str(f"loss {done['total_loss']:.2f}", refresh=False)
+                bar.update(done["iteration"] + 1 - bar.n)
 
 
 def _last_record(metrics: Path) -> dict:
