@@ -4,14 +4,10 @@ import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 import torch
 from detectron2.engine import HookBase
 from detectron2.utils import comm
-from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 from torch import nn
 
 from ..files import write_json
@@ -129,9 +125,8 @@ class LogStatistics(HookBase):
 
 def draw_statistics(records: dict[str, list[list]], path: Path) -> None:
     """One panel per layer: the channel's mean over iterations, by kind of statistics."""
-    figure, axes = plt.subplots(
-        len(records), 1, figsize=(7, 2.2 * len(records)), sharex=True, squeeze=False
-    )
+    figure = Figure(figsize=(7, 2.2 * len(records)))  # not pyplot: no window, no backend chosen
+    axes = figure.subplots(len(records), 1, sharex=True, squeeze=False)
     styles = {"minibatch": {"lw": 0.6, "alpha": 0.6}, "ema": {"lw": 1.5}, "precise": {"lw": 1.5}}
     for axis, (name, rows) in zip(axes[:, 0], records.items(), strict=True):
         iterations = [row[0] for row in rows]
@@ -144,4 +139,3 @@ def draw_statistics(records: dict[str, list[list]], path: Path) -> None:
     axes[-1, 0].set_xlabel("iteration")
     figure.tight_layout()
     figure.savefig(path, dpi=120)
-    plt.close(figure)
