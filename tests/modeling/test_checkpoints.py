@@ -12,7 +12,8 @@ from detectron2.structures import Instances
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from .small import assert_same_detections, bn_layers, config, model_inputs, randomized
+from .images import model_inputs
+from .small import assert_same_detections, bn_layers, config, randomized
 
 
 def _model(cfg: CfgNode, seed: int) -> nn.Module:

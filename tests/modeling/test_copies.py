@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from bn_detect import RoILayout
 
-from .small import KINDS, Images, build, config, model_inputs, randomized, roi_bn_layers
+from .images import Images, model_inputs
+from .small import KINDS, build, config, randomized, roi_bn_layers
 
 
 def _losses(model: nn.Module, images: int = 2) -> dict[str, Tensor]:

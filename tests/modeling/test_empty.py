@@ -4,17 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from .small import (
-    KINDS,
-    SETTINGS,
-    Images,
-    SampledImages,
-    bn_layers,
-    build,
-    config,
-    randomized,
-    setting_name,
-)
+from .images import Images, SampledImages
+from .small import KINDS, SETTINGS, bn_layers, build, config, randomized, setting_name
 
 WITH_FOREGROUND_HEAD = ["mask", "keypoint", "cascade", "c4"]
 pytestmark = pytest.mark.parametrize("setting", SETTINGS, ids=setting_name)

@@ -17,7 +17,8 @@ from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.testing import convert_scripted_instances
 from torch import Tensor, nn
 
-from .small import SIZE, Images, assert_same_detections, build, config, randomized
+from .images import Images
+from .small import SIZE, assert_same_detections, build, config, randomized
 
 FIELDS = {
     "proposal_boxes": Boxes,

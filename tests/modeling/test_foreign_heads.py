@@ -10,7 +10,8 @@ from torchvision.models.detection import fasterrcnn_resnet50_fpn_v2
 from bn_detect import convert_roi_batchnorm
 from bn_detect.layers import RoIBatchNorm2d
 
-from .small import Images, bn_layers, build, config, random_boxes
+from .images import Images, random_boxes
+from .small import bn_layers, build, config
 
 BATCHES = [
     {"batch": "images"},

@@ -5,7 +5,8 @@ import copy
 import pytest
 import torch
 
-from .small import SampledImages, bn_layers, build, config, randomized, setting_name
+from .images import SampledImages
+from .small import bn_layers, build, config, randomized, setting_name
 
 COUNTS = [(8, 3), (5, 1), (9, 4), (6, 2)]  # RoIs, foreground
 CASES = [

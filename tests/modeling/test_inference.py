@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from .images import Images
 from .small import (
     KINDS,
     SETTINGS,
-    Images,
     assert_same_detections,
     bn_layers,
     build,

@@ -21,7 +21,8 @@ from bn_detect.modeling import (
     BNStandardROIHeads,
 )
 
-from .small import CLASSES, Images, build, config, randomized, roi_bn_layers
+from .images import Images
+from .small import CLASSES, build, config, randomized, roi_bn_layers
 
 SETTING = {"batch": "shuffled", "virtual_workers": 2}
 # Both ways to say it in a LazyConfig file.

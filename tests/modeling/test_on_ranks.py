@@ -7,7 +7,8 @@ from torch.nn.parallel import DistributedDataParallel
 from bn_detect.layers import average_running_statistics, set_iteration
 
 from ..helpers.ranks import run_ranks
-from .small import SampledImages, build, config, randomized, setting_name
+from .images import SampledImages
+from .small import build, config, randomized, setting_name
 
 RANKS, IMAGES = 2, 4
 SETTINGS = (

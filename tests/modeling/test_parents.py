@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from .small import KINDS, Images, assert_same_detections, build, config, randomized
+from .images import Images
+from .small import KINDS, assert_same_detections, build, config, randomized
 
 OURS = {
     "box_head": "BNConvFCHead",

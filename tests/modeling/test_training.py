@@ -5,17 +5,8 @@ import torch
 
 from bn_detect.layers import RoIBatchNorm2d, set_iteration
 
-from .small import (
-    KINDS,
-    SETTINGS,
-    Images,
-    SampledImages,
-    bn_layers,
-    build,
-    config,
-    randomized,
-    setting_name,
-)
+from .images import Images, SampledImages
+from .small import KINDS, SETTINGS, bn_layers, build, config, randomized, setting_name
 
 
 def _losses(heads, iteration: int = 0, images: Images | None = None) -> torch.Tensor:
