@@ -101,14 +101,17 @@ def _keys(cfg: CfgNode, prefix: str = "") -> list[str]:
     ]
 
 
-def check(cfg: CfgNode, world_size: int, eval_only: bool) -> None:
+def check(cfg: CfgNode, args: argparse.Namespace, world_size: int) -> None:
     """Everything that can be known to fail before the workers start.
 
     Raises:
         ValueError: a setting or a dataset.
     """
-    validate_config(cfg, world_size)
-    names = [*cfg.DATASETS.TEST] if eval_only else [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
+    check_eval_stats(args.eval_stats)
+    precise = cfg.TEST.PRECISE_BN.ENABLED or "precise" in (args.eval_stats or ())
+    trains = not args.eval_only or precise
+    validate_config(BNTrainer.auto_scale_workers(cfg, world_size), world_size, trains=trains)
+    names = [*(cfg.DATASETS.TRAIN if trains else ()), *cfg.DATASETS.TEST]
     register_subsets(names)
     check_datasets(names)
 
@@ -157,8 +160,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         cfg = read_config(args)
         world_size = expected_world_size(args.num_gpus, args.num_machines)
-        check(cfg, world_size, args.eval_only)
-        check_eval_stats(args.eval_stats)
+        check(cfg, args, world_size)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -27,15 +27,17 @@ from .population import ROI_SOURCES
 _LAYOUT_GIVERS = (BNStandardROIHeads, BNCascadeROIHeads, BNRes5ROIHeads)
 
 
-def validate_config(cfg: CfgNode, world_size: int) -> None:
+def validate_config(cfg: CfgNode, world_size: int, *, trains: bool = True) -> None:
     """Raise ValueError, naming key and value, for the first setting that cannot work.
 
     Args:
         world_size: workers over all machines.
+        trains: whether training images are used, in batches of SOLVER.IMS_PER_BATCH.
     """
     settings = normalization_batch(cfg)
     _check_device(cfg.MODEL.DEVICE)
-    _check_images(cfg, world_size)
+    if trains:
+        _check_images(cfg, world_size)
     _check_population(cfg)
 
     heads = _heads_with_bn(cfg)

@@ -133,7 +133,8 @@ class RoILayout:
                 layers of one forward have unequal numbers of RoIs.
         """
         if self.rois_per_image is None and layer is not None:
-            if layer in self._served and not _in_backward():
+            begins = not self._served or layer in self._served
+            if begins and not _in_backward():
                 self.redraw()
             self._served.add(layer)
         key = (num_rois, device, training)

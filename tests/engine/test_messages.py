@@ -49,3 +49,21 @@ def test_config_files(text, message, tmp_path, capsys):
     printed = capsys.readouterr().err
     assert message in printed
     assert printed.startswith("error: ") and printed.count("\n") == 1
+
+
+def test_evaluation_asks_nothing_of_the_training_batch(capsys, monkeypatch):
+    started = []
+    monkeypatch.setattr("bn_detect.engine.train.launch", lambda *_, **__: started.append(True))
+    options = ["SOLVER.IMS_PER_BATCH", "3", "DATASETS.TEST", "()", "DATASETS.TRAIN", "()"]
+    arguments = ["--config-file", CONFIG, "--num-gpus", "2", "--eval-only"]
+    assert main([*arguments, *options]) == 0
+    assert main([*arguments, "--eval-stats", "precise", *options]) == 2
+    assert "IMS_PER_BATCH is 3" in capsys.readouterr().err
+    assert started == [True]
+
+
+def test_a_config_for_another_world_size_is_scaled_before_it_is_checked(monkeypatch):
+    monkeypatch.setattr("bn_detect.engine.train.launch", lambda *_, **__: None)
+    options = ["SOLVER.REFERENCE_WORLD_SIZE", "8", "SOLVER.IMS_PER_BATCH", "8"]
+    options += ["DATASETS.TEST", "()", "DATASETS.TRAIN", "()"]
+    assert main(["--config-file", CONFIG, "--num-gpus", "3", *options]) == 0
