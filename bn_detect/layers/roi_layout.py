@@ -132,7 +132,8 @@ class RoILayout:
                 or the images cannot be split into the virtual workers; or under `shuffled` two
                 layers of one forward have unequal numbers of RoIs.
         """
-        if self.rois_per_image is None and layer is not None:
+        may_begin = not self.settings.moves_features  # else `shuffle` began the forward
+        if self.rois_per_image is None and layer is not None and may_begin:
             begins = not self._served or layer in self._served
             if begins and not _in_backward():
                 self.redraw()

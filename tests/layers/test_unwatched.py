@@ -17,6 +17,7 @@ def test_both_exchanges_draw_alike_in_every_forward():
             staying.set_iteration(iteration)
         moving.shuffle(x)
         for layer in (1, 2):  # the layers of one head
+            moving.partition(len(x), x.device, layer=layer)
             staying.partition(len(x), x.device, layer=layer)
         assert torch.equal(moving.generator().get_state(), staying.generator().get_state())
         states.append(tuple(moving.generator().get_state().tolist()))
