@@ -153,8 +153,11 @@ def heads(ranks) -> list[dict]:
 
 @pytest.mark.parametrize("name", CASES)
 def test_ranks_equal_virtual_workers(heads, name):
-    expected = train(CASES[name].one_process, len(heads), None)
-    torch.testing.assert_close(joined([r[name] for r in heads]), expected, rtol=1e-11, atol=1e-11)
+    case = CASES[name]
+    expected = train(case.one_process, len(heads), None)
+    # A group of two values may be close together, far from 0: see the module on accuracy.
+    close = 1e-9 if case.fc else 1e-11
+    torch.testing.assert_close(joined([r[name] for r in heads]), expected, rtol=close, atol=close)
 
 
 def test_moving_features_equals_exchanging_statistics_in_float32(heads):
@@ -166,7 +169,7 @@ def test_moving_features_equals_exchanging_statistics_in_float32(heads):
         for a, b in zip(moved[key], steps, strict=True):
             # Relative to the largest: the gradient of a bias before BN is 0 but for rounding.
             scale = b.abs().max() if len(b) else 0
-            torch.testing.assert_close(a, b, rtol=0, atol=3e-6 * float(scale))
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-5 * float(scale))
 
 
 def test_worker_equals_torch_batch_norm_on_each_worker(heads):

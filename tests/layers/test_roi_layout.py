@@ -211,6 +211,7 @@ def test_a_copy_of_a_model_has_a_layout_and_a_pooler_of_its_own(copied, batch):
         {m.layout for m in h.modules() if isinstance(m, RoIBatchNorm2d)} for h in (head, twin)
     )
     assert layout is not layout_of_twin
+    assert layout_of_twin.rois_per_image == (5, 4)
 
     expected = head(x, boxes)
     torch.testing.assert_close(twin(x, boxes), expected, rtol=0, atol=0)
