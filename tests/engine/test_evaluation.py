@@ -29,7 +29,7 @@ def trained(train_net, tmp_path_factory):
     """A run that logs statistics; 6 images, so 2 of them are a third."""
     folder = tmp_path_factory.mktemp("trained")
     keys = {"MODEL__ROI_BN__LOG_STATS": 2, "TEST__PRECISE_BN__NUM_ITER": 2}
-    train_net.run(train_net.arguments(folder, "--num-gpus", 2, batch="worker", **keys))
+    train_net.run(train_net.arguments(folder, batch="worker", **keys))
     return folder
 
 
