@@ -1,7 +1,7 @@
 """Training hooks."""
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 from detectron2.engine import HookBase
@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..layers import average_running_statistics, set_iteration
-from .population import select_bn_layers, update_population_stats
+from .population import select_bn_layers, unwrapped, update_population_stats
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ class PreciseBN(HookBase):
     ) -> None:
         self._model, self._build_loader, self._num_iters = model, build_loader, num_iters
         self._period, self._roi_source = period, roi_source
-        self._layers = select_bn_layers(_unwrapped(model), modules)
+        self._layers = select_bn_layers(unwrapped(model), modules)
 
     def after_step(self) -> None:
         if _is_due(self.trainer, self._period):
@@ -90,12 +90,16 @@ class PreciseBN(HookBase):
             return
         report = update_population_stats(
             self._model,
-            self._build_loader(),
+            self._batches(),
             self._num_iters,
             modules=names,
             roi_source=self._roi_source,
         )
         logger.info("PreciseBN over %d batches per worker:\n%s", self._num_iters, report)
+
+    def _batches(self) -> Iterator:
+        """The loader is made within the pass: that may draw random numbers."""
+        yield from self._build_loader()
 
 
 class FreezeBN(HookBase):
@@ -124,7 +128,7 @@ class FreezeBN(HookBase):
         precise_bn: PreciseBN | None = None,
     ) -> None:
         self._iteration, self._precise_bn = iteration, precise_bn
-        self._layers: list[_BatchNorm] = list(select_bn_layers(_unwrapped(model), modules).values())
+        self._layers: list[_BatchNorm] = list(select_bn_layers(unwrapped(model), modules).values())
 
     def before_step(self) -> None:
         if self.trainer.iter < self._iteration:
@@ -142,7 +146,3 @@ def _is_due(trainer, *periods: int) -> bool:
     """Whether one of the periods (0: none) ends with the iteration just done, or training does."""
     done = trainer.iter + 1
     return done == trainer.max_iter or any(p > 0 and done % p == 0 for p in periods)
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    return getattr(model, "module", model)

@@ -16,13 +16,12 @@ from detectron2.utils.events import EventStorage
 from tabulate import tabulate
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from ..distributed.collectives import all_gather_int, all_reduce_sum, default_group, rank
+from ..distributed.collectives import all_gather_int, default_group, rank
 from ..layers import RoIBatchNorm2d
-from ..layers.grouped_batch_norm import group_statistics
 from ..modeling.watching import WatchesRoIs
+from .moments import BatchedMoments, pool_over_ranks
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +36,8 @@ class LayerReport:
         samples: values per channel (RoIs or images x positions) that were pooled; a layer that was
             not reached has 0 or 1 and keeps its statistics.
         standard_error: of `new_mean`, in standard deviations of the population, from how much the
-            means of single calls differ. 0.01 means that the statistics are known well enough to
-            move an activation by 1% of its spread.
+            means of single batches differ; NaN after a single batch. 0.01: with other batches, an
+            activation would typically move by 1% of its spread.
     """
 
     name: str
@@ -144,15 +143,18 @@ def update_population_stats(
         )
     if num_iters < 1:
         raise ValueError(f"num_iters is {num_iters}; it must be at least 1")
-    model = model.module if isinstance(model, DistributedDataParallel) else model
+    model = unwrapped(model)
     layers = select_bn_layers(model, modules)
-    moments = {name: _Moments(layer) for name, layer in layers.items()}
-    with _undisturbed(model), _collecting(model, layers, moments, roi_source):
-        _forward_batches(model, loader, num_iters, progress)
+    found = {
+        name: BatchedMoments(layer.num_features, layer.running_mean.device)
+        for name, layer in layers.items()
+    }
+    with _undisturbed(model), _collecting(model, layers, found, roi_source):
+        _forward_batches(model, loader, num_iters, list(found.values()), progress)
 
-    _pool_over_ranks(list(moments.values()))
+    pool_over_ranks(list(found.values()), default_group())
     report = PopulationReport(
-        tuple(_write(name, layers[name], found) for name, found in moments.items()), num_iters
+        tuple(_write(name, layers[name], found[name]) for name in layers), num_iters
     )
     if report.not_reached:
         logger.warning(
@@ -166,7 +168,7 @@ def select_bn_layers(model: nn.Module, modules: Sequence[str] | None) -> dict[st
     """The BN layers with running statistics under the dotted prefixes, by name; None: all.
 
     Raises:
-        ValueError: a prefix that matches none, or there is none at all.
+        ValueError: a prefix that matches none, no prefix, or there is no such layer at all.
     """
     every = {
         name: m
@@ -177,6 +179,9 @@ def select_bn_layers(model: nn.Module, modules: Sequence[str] | None) -> dict[st
         raise ValueError("the model has no BatchNorm layer with running statistics")
     if modules is None:
         return every
+    modules = [modules] if isinstance(modules, str) else list(modules)
+    if not modules:
+        raise ValueError("modules is empty, which matches no BatchNorm layer; None means all")
     chosen = {p: [n for n in every if n == p or n.startswith(f"{p}.")] for p in modules}
     for prefix, names in chosen.items():
         if not names:
@@ -188,90 +193,62 @@ def select_bn_layers(model: nn.Module, modules: Sequence[str] | None) -> dict[st
     return {name: layer for name, layer in every.items() if name in wanted}
 
 
-class _Moments:
-    """Pooled count, mean and M2 of a layer's inputs; float64, merged by Chan's formula."""
-
-    def __init__(self, layer: _BatchNorm) -> None:
-        self.mean = torch.zeros_like(layer.running_mean, dtype=torch.float64)
-        self.m2, self.within = torch.zeros_like(self.mean), torch.zeros_like(self.mean)
-        self.count = self.calls = 0
-
-    def add(self, x: Tensor) -> None:
-        """Pool the values of one call, x (N, C, ...)."""
-        count = x.numel() // x.shape[1] if x.shape[1] else 0
-        if not count:
-            return
-        group = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-        found = group_statistics(x.detach(), group, 1)
-        delta, total = found.mean[0] - self.mean, self.count + count
-        within = found.var[0] * count
-        self.m2 += within + delta.square() * (self.count * count / total)
-        self.mean += delta * (count / total)
-        self.within += within
-        self.count, self.calls = total, self.calls + 1
-
-    def pack(self) -> Tensor:
-        """(2 + 3C,) float64, sums that add up over ranks (see `grouped_batch_norm` on accuracy)."""
-        counts = self.mean.new_tensor([self.count, self.calls])
-        total = self.count * self.mean
-        return torch.cat([counts, total, self.m2 + total * self.mean, self.within])
-
-    def unpack(self, sums: Tensor) -> None:
-        self.count, self.calls = (round(number) for number in sums[:2].tolist())
-        total, square, self.within = sums[2:].chunk(3)
-        self.mean = total / max(1, self.count)
-        self.m2 = (square - total * self.mean).clamp(min=0)
-
-
-def _pool_over_ranks(moments: list[_Moments]) -> None:
-    """One collective for the whole model."""
-    process_group = default_group()
-    if process_group is None:
-        return
-    packed = [m.pack() for m in moments]
-    sums = all_reduce_sum(torch.cat(packed), process_group)
-    for found, part in zip(moments, sums.split([len(p) for p in packed]), strict=True):
-        found.unpack(part)
-
-
-def _write(name: str, layer: _BatchNorm, found: _Moments) -> LayerReport:
-    old_mean, old_var = (b.double().cpu().clone() for b in (layer.running_mean, layer.running_var))
-    new_mean, new_var, error = old_mean, old_var, torch.zeros_like(old_mean)
-    if found.count > 1:
-        var = found.m2 / (found.count - 1)
-        layer.running_mean.copy_(found.mean)
-        layer.running_var.copy_(var)
-        if isinstance(layer, RoIBatchNorm2d):
-            layer.ema_weight.fill_(1)
-        between = (found.m2 - found.within).clamp(min=0)
-        error = between / (found.count * max(1, found.calls - 1)) / var.clamp(min=1e-12)
-        new_mean, new_var, error = found.mean.cpu(), var.cpu(), error.sqrt().cpu()
-    return LayerReport(name, found.count, old_mean, old_var, new_mean, new_var, error)
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model in DistributedDataParallel or DataParallel, or itself."""
+    wrappers = (nn.parallel.DistributedDataParallel, nn.DataParallel)
+    return model.module if isinstance(model, wrappers) else model
 
 
 @torch.no_grad()
-def _forward_batches(model: nn.Module, loader: Iterable, num_iters: int, progress: bool) -> None:
+def _write(name: str, layer: _BatchNorm, found: BatchedMoments) -> LayerReport:
+    pooled = found.total
+    old_mean, old_var = (b.double().cpu().clone() for b in (layer.running_mean, layer.running_var))
+    new_mean, new_var = old_mean, old_var
+    if pooled.count > 1:
+        var = pooled.m2 / (pooled.count - 1)
+        layer.running_mean.copy_(pooled.mean)
+        layer.running_var.copy_(var)
+        if isinstance(layer, RoIBatchNorm2d):
+            layer.ema_weight.fill_(1)
+        new_mean, new_var = pooled.mean.cpu(), var.cpu()
+    error = found.standard_error().cpu()
+    return LayerReport(name, pooled.count, old_mean, old_var, new_mean, new_var, error)
+
+
+@torch.no_grad()
+def _forward_batches(
+    model: nn.Module,
+    loader: Iterable,
+    num_iters: int,
+    found: list[BatchedMoments],
+    progress: bool,
+) -> None:
     process_group = default_group()
-    device = next(model.parameters()).device
-    batches = iter(loader)
+    device = found[0].within.device
+    batches, end = iter(loader), object()
     hidden = not progress or rank(process_group) != 0
     for done in tqdm(range(num_iters), desc="PreciseBN", disable=hidden, leave=False):
-        batch = next(batches, None)
+        batch = next(batches, end)
         # All stop at the same batch: layers may be waiting for one another.
-        ended = all_gather_int(int(batch is None), device, process_group)
+        ended = all_gather_int(int(batch is end), device, process_group)
         if any(ended):
             where = f" on rank {ended.index(1)}" if process_group is not None else ""
             raise ValueError(
                 f"the loader ended{where} after {done} of num_iters = {num_iters} batches; the "
                 "statistics are unchanged"
             )
-        with EventStorage(0):  # Detectron2's models log in training
+        with EventStorage(1):  # Detectron2's models log in training, and draw at iteration 0
             model(batch)
+        for each in found:
+            each.end_batch()
 
 
 @contextlib.contextmanager
 def _collecting(
-    model: nn.Module, layers: dict[str, _BatchNorm], moments: dict[str, _Moments], roi_source: str
+    model: nn.Module,
+    layers: dict[str, _BatchNorm],
+    found: dict[str, BatchedMoments],
+    roi_source: str,
 ) -> Iterator[None]:
     """The model in the mode of `roi_source`, the layers on mini-batch statistics and observed."""
     handles = []
@@ -286,10 +263,10 @@ def _collecting(
         for name, layer in layers.items():
             layer.training = True
 
-            def observe(_, args: tuple, found: _Moments = moments[name]) -> None:
-                found.add(args[0])
+            def observe(_, args: tuple, kwargs: dict, add=found[name].add) -> None:
+                add((*args, *kwargs.values())[0].detach())
 
-            handles.append(layer.register_forward_pre_hook(observe))
+            handles.append(layer.register_forward_pre_hook(observe, with_kwargs=True))
         yield
     finally:
         for handle in handles:
@@ -298,24 +275,35 @@ def _collecting(
 
 @contextlib.contextmanager
 def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Put modes, buffers and random number generators back as they were."""
-    modes = {module: module.training for module in model.modules()}
-    buffers = {buffer: buffer.clone() for buffer in model.buffers()}
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    """Put modes, buffers, layouts, counters and random number generators back as they were."""
+    modules = list(model.modules())
+    # Modes, momenta, and what models count by themselves, such as RetinaNet's loss normalizer.
+    numbers = [{k: v for k, v in vars(m).items() if isinstance(v, int | float)} for m in modules]
+    buffers = [
+        (module, name, buffer, buffer.clone())
+        for module in modules
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    cuda = {t.device for t in (*model.parameters(), *model.buffers()) if t.is_cuda}
+    on_cuda = [(device, torch.cuda.get_rng_state(device)) for device in cuda]
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
-        yield
+        with contextlib.ExitStack() as stack:
+            for layout in {m.layout for m in modules if isinstance(m, RoIBatchNorm2d)}:
+                stack.enter_context(layout.undisturbed())
+            yield
     finally:
-        for module, training in modes.items():
-            module.training = training
-        for module in modes:
+        for module, before in zip(modules, numbers, strict=True):
+            vars(module).update(before)
+        for module in modules:
             if isinstance(module, WatchesRoIs):
                 module.watch(module.training)
         with torch.no_grad():
-            for buffer, value in buffers.items():
-                buffer.copy_(value)
+            for module, name, buffer, value in buffers:
+                module._buffers[name] = buffer.copy_(value)
         random.setstate(states[0])
         np.random.set_state(states[1])
         torch.set_rng_state(states[2])
-        if cuda:
-            torch.cuda.set_rng_state_all(cuda)
+        for device, state in on_cuda:
+            torch.cuda.set_rng_state(state, device)

@@ -1,7 +1,8 @@
 """Which RoI belongs to which image, and so to which normalization batch."""
 
+import contextlib
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -98,6 +99,15 @@ class RoILayout:
         self._iteration, self._draw = iteration, 0
         self._partition = None
         self._served.clear()
+
+    @contextlib.contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """Put the recording and the position in the sequence of shuffles back as they were."""
+        before = self.__dict__ | {"_served": set(self._served)}
+        try:
+            yield
+        finally:
+            self.__dict__.update(before)
 
     @property
     def process_group(self) -> dist.ProcessGroup | None:
