@@ -1,8 +1,10 @@
 """Every config loads, is valid and builds; Table 6 is what the paper says."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 
@@ -23,6 +25,9 @@ PAPER = {
     "MODEL.RESNETS.NORM": "FrozenBN",
     "MODEL.BACKBONE.FREEZE_AT": 2,
     "MODEL.MASK_ON": True,
+    "MODEL.ROI_HEADS.NAME": "BNStandardROIHeads",
+    "MODEL.ROI_HEADS.NUM_CLASSES": 80,
+    "MODEL.ROI_BOX_HEAD.NAME": "BNConvFCHead",
     "MODEL.ROI_BOX_HEAD.NUM_CONV": 4,
     "MODEL.ROI_BOX_HEAD.CONV_DIM": 256,
     "MODEL.ROI_BOX_HEAD.NUM_FC": 1,
@@ -30,6 +35,7 @@ PAPER = {
     "MODEL.ROI_BOX_HEAD.POOLER_TYPE": "ROIAlignV2",
     "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 7,
     "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO": 0,
+    "MODEL.ROI_MASK_HEAD.NAME": "BNMaskConvUpsampleHead",
     "MODEL.ROI_MASK_HEAD.NUM_CONV": 4,
     "MODEL.ROI_MASK_HEAD.CONV_DIM": 256,
     "MODEL.ROI_MASK_HEAD.POOLER_TYPE": "ROIAlignV2",
@@ -37,6 +43,21 @@ PAPER = {
     "MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO": 0,
     "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 512,
     "MODEL.ROI_HEADS.POSITIVE_FRACTION": 0.25,
+    # Detectron2's Base-RCNN-FPN.
+    "MODEL.RESNETS.OUT_FEATURES": ["res2", "res3", "res4", "res5"],
+    "MODEL.FPN.IN_FEATURES": ["res2", "res3", "res4", "res5"],
+    "MODEL.ROI_HEADS.IN_FEATURES": ["p2", "p3", "p4", "p5"],
+    "MODEL.ANCHOR_GENERATOR.SIZES": [[32], [64], [128], [256], [512]],
+    "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": [[0.5, 1.0, 2.0]],
+    "MODEL.RPN.IN_FEATURES": ["p2", "p3", "p4", "p5", "p6"],
+    "MODEL.RPN.PRE_NMS_TOPK_TRAIN": 2000,
+    "MODEL.RPN.PRE_NMS_TOPK_TEST": 1000,
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN": 1000,
+    "MODEL.RPN.POST_NMS_TOPK_TEST": 1000,
+    "MODEL.RPN.NMS_THRESH": 0.7,
+    "MODEL.RPN.BATCH_SIZE_PER_IMAGE": 256,
+    "MODEL.RPN.POSITIVE_FRACTION": 0.5,
+    "MODEL.RPN.IOU_THRESHOLDS": [0.3, 0.7],
     "SOLVER.IMS_PER_BATCH": 16,
     "SOLVER.BASE_LR": 0.02,
     "SOLVER.MOMENTUM": 0.9,
@@ -72,6 +93,20 @@ ROWS = {
     "nonorm": {},
 }
 
+# The numbers of GPUs that each row's comment speaks of, with VIRTUAL_WORKERS there, and the images
+# of one normalization batch (None: all).
+GPUS = {
+    "bn_1image": ([(16, 1), (8, 1), (4, 1), (2, 1), (1, 1)], 1),
+    "bn_2images": ([(8, 1), (4, 1), (2, 1), (1, 1)], 2),
+    "bn_2images_minibatch": ([(8, 1), (4, 1), (2, 1), (1, 1)], 2),
+    "shuffled_1image": ([(16, 1), (8, 2), (1, 16)], 1),
+    "shuffled_2images": ([(8, 1), (1, 8)], 2),
+    "global": ([(16, 1), (8, 1), (4, 1), (2, 1), (1, 1)], None),
+    "nonorm": ([(8, 1)], None),
+}
+# Below the base the rows set nothing else.
+DELTA_KEYS = {"MODEL.MASK_ON", "MODEL.ROI_BOX_HEAD.NORM", "MODEL.ROI_MASK_HEAD.NORM", "OUTPUT_DIR"}
+
 
 def load(path: Path | str) -> CfgNode:
     cfg = get_cfg()
@@ -81,10 +116,13 @@ def load(path: Path | str) -> CfgNode:
     return cfg
 
 
-def value(cfg: CfgNode, key: str):
-    for part in key.split("."):
-        cfg = cfg[part]
-    return cfg
+def flat(cfg: CfgNode, prefix: str = "") -> dict[str, Any]:
+    """Every value by its dotted key."""
+    values = {}
+    for key, value in cfg.items():
+        nested = isinstance(value, CfgNode)
+        values |= flat(value, f"{prefix}{key}.") if nested else {prefix + key: value}
+    return values
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)
@@ -99,24 +137,49 @@ def test_loads_validates_and_builds(path):
     assert {m.layout.settings.batch for m in layers} <= {cfg.MODEL.ROI_BN.BATCH}
 
 
-def test_deltas_are_short():
-    for path in FILES:
-        text = (CONFIGS / path).read_text()
-        assert "_BASE_" not in text or len(text.splitlines()) <= 24, path
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_is_a_short_delta_over_a_base_in_this_folder(path):
+    lines = (CONFIGS / path).read_text().splitlines()
+    bases = [yaml.safe_load(line)["_BASE_"] for line in lines if line.startswith("_BASE_")]
+    for base in bases:
+        assert not Path(base).is_absolute()
+        assert CONFIGS in (CONFIGS / path).parent.joinpath(base).resolve().parents
+        assert len(lines) <= (16 if "InstanceSegmentation" in path.parts[0] else 24)
+
+
+def test_each_trains_into_a_folder_of_its_own():
+    folders = [load(path).OUTPUT_DIR for path in FILES if "Base" not in path.name]
+    assert len(set(folders)) == len(folders) and get_cfg().OUTPUT_DIR not in folders
 
 
 @pytest.mark.parametrize("row", ROWS)
 def test_table6(row):
     cfg = load(TABLE6.format(row))
-    different = {key: value(cfg, key) for key, want in PAPER.items() if value(cfg, key) != want}
-    assert different == {}
+    values = flat(cfg)
+    assert {key: values[key] for key in PAPER} == PAPER
     norm = "" if row == "nonorm" else "BN"
     assert cfg.MODEL.ROI_BOX_HEAD.NORM == cfg.MODEL.ROI_MASK_HEAD.NORM == norm
 
     default = get_cfg()
     add_bn_detect_config(default)
     assert dict(cfg.MODEL.ROI_BN) == {**default.MODEL.ROI_BN, **ROWS[row]}
-    workers = {"shuffled_1image": 8, "shuffled_2images": 8}.get(row, 16)
-    if row in ("shuffled_1image", "shuffled_2images"):
-        images = cfg.SOLVER.IMS_PER_BATCH // (workers * cfg.MODEL.ROI_BN.VIRTUAL_WORKERS)
-        assert images == (1 if row == "shuffled_1image" else 2)
+
+    base = flat(load("Base-RCNN-FPN-BN.yaml"))
+    changed = {key for key, value in values.items() if value != base[key]}
+    assert {key for key in changed if not key.startswith("MODEL.ROI_BN.")} <= DELTA_KEYS
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_table6_on_other_numbers_of_gpus(row):
+    cfg = load(TABLE6.format(row))
+    settings, images = GPUS[row]
+    assert (8, cfg.MODEL.ROI_BN.VIRTUAL_WORKERS) in settings  # as it stands: for 8 GPUs
+    for gpus, virtual_workers in settings:
+        cfg.MODEL.ROI_BN.VIRTUAL_WORKERS = virtual_workers
+        validate_config(cfg, gpus)
+        of_a_worker = cfg.SOLVER.IMS_PER_BATCH // (gpus * virtual_workers)
+        if cfg.MODEL.ROI_BN.BATCH == "images":
+            assert images == cfg.MODEL.ROI_BN.IMAGES_PER_GROUP
+            assert of_a_worker % images == 0
+        elif images:
+            assert of_a_worker == images
