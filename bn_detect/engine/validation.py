@@ -83,6 +83,13 @@ def _check_images(cfg: CfgNode, world_size: int) -> None:
             f"{images // world_size} images of a worker (SOLVER.IMS_PER_BATCH {images} over "
             f"{world_size} workers)"
         )
+    roi_bn, per_worker = cfg.MODEL.ROI_BN, images // world_size // workers
+    if roi_bn.BATCH == "images" and per_worker < roi_bn.IMAGES_PER_GROUP:
+        raise ValueError(
+            f"MODEL.ROI_BN.IMAGES_PER_GROUP is {roi_bn.IMAGES_PER_GROUP}, but a worker has "
+            f"{per_worker} images (SOLVER.IMS_PER_BATCH {images} over {world_size} workers, "
+            f"VIRTUAL_WORKERS {workers}); use more images or fewer workers"
+        )
 
 
 def _check_population(cfg: CfgNode) -> None:

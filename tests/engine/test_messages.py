@@ -15,6 +15,10 @@ CONFIG = "configs/neon/faster_rcnn_lean_FPN_shuffled.yaml"
             ["MODEL.ROI_BN.VIRTUAL_WORKERS", "3"],
             "VIRTUAL_WORKERS is 3, which does not divide the 2",
         ),
+        (
+            ["MODEL.ROI_BN.BATCH", "images", "MODEL.ROI_BN.IMAGES_PER_GROUP", "4"],
+            "IMAGES_PER_GROUP is 4, but a worker has 2 images",
+        ),
         (["MODEL.ROI_BN.BATHC", "global"], "did you mean MODEL.ROI_BN.BATCH?"),
         (["MODEL.ROI_BOX_HEAD.NORM", "GN"], "no RoI head has BatchNorm"),
         (["SOLVER.IMS_PER_BATCH", "3"], "IMS_PER_BATCH is 3; it must be a positive multiple of"),
