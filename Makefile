@@ -28,7 +28,7 @@ demo: data  ## train on NEON trees under two normalization batches, compare them
 	@$(RUN) tools/demo.py
 
 test: lint  ## set-up, style, all tests
-	$(RUN) -m pytest tests -q -n 2 --dist loadfile --durations=10 $(PYTEST_ARGS)
+	$(RUN) -m pytest tests -q -n 2 --dist loadfile --no-loadscope-reorder --durations=10 $(PYTEST_ARGS)
 
 lint: setup  ## check the style
 	$(RUN) -m ruff check
