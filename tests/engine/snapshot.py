@@ -38,7 +38,8 @@ class Snapshot:
             {name: m.training for name, m in modules.items()},
             {name: getattr(m, "momentum", None) for name, m in modules.items()},
             {name: getattr(m, "counter", None) for name, m in modules.items()},
-            {name: list(m._forward_pre_hooks.values()) for name, m in modules.items()},
+            # In any order: those that record RoIs are taken away for inference and put back.
+            {name: sorted(map(repr, m._forward_pre_hooks.values())) for name, m in modules.items()},
             {name: list(m._forward_hooks.values()) for name, m in modules.items()},
             {name: t.grad is None for name, t in self._model.named_parameters()},
             random.getstate(),
