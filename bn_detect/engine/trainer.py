@@ -1,8 +1,10 @@
 """The trainer: Detectron2's, on GPUs or CPUs, resumable to the bit."""
 
+import contextlib
 import logging
 import os
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -100,21 +102,23 @@ class BNTrainer(DefaultTrainer):
         settings = self.cfg.TEST.PRECISE_BN
         if not settings.ENABLED:
             return None
-        return PreciseBN(
-            self.model,
-            lambda: self.build_population_loader(self.cfg, self.seed),
-            settings.NUM_ITER,
-            period=settings.PERIOD or self.cfg.TEST.EVAL_PERIOD,
-            modules=settings.MODULES or None,
-            roi_source=settings.ROI_SOURCE,
-        )
+        with _errors_name("TEST.PRECISE_BN.MODULES"):
+            return PreciseBN(
+                self.model,
+                lambda: self.build_population_loader(self.cfg, self.seed),
+                settings.NUM_ITER,
+                period=settings.PERIOD or self.cfg.TEST.EVAL_PERIOD,
+                modules=settings.MODULES or None,
+                roi_source=settings.ROI_SOURCE,
+            )
 
     def _build_freeze_bn(self, precise_bn: PreciseBN | None) -> FreezeBN | None:
         roi_bn = self.cfg.MODEL.ROI_BN
         if roi_bn.FREEZE_ITER < 0:
             return None
         modules = roi_bn.FREEZE_MODULES or None
-        return FreezeBN(self.model, roi_bn.FREEZE_ITER, modules=modules, precise_bn=precise_bn)
+        with _errors_name("MODEL.ROI_BN.FREEZE_MODULES"):
+            return FreezeBN(self.model, roi_bn.FREEZE_ITER, modules=modules, precise_bn=precise_bn)
 
     def resume_or_load(self, resume: bool = True) -> None:
         super().resume_or_load(resume)
@@ -181,3 +185,11 @@ class BNTrainer(DefaultTrainer):
             f"DATASETS.TEST: {dataset_name!r} has evaluator_type {kind!r}; supported are coco, "
             "lvis and pascal_voc"
         )
+
+
+@contextlib.contextmanager
+def _errors_name(key: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
