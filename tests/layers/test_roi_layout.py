@@ -72,11 +72,11 @@ def test_shuffled_groups_are_balanced_to_within_one_roi(rois):
 def test_all_pairs_of_rois_meet_about_equally_often():
     layout = layout_for(virtual_workers=2)
     together = torch.zeros(6, 6)
-    for _ in range(600):
+    for _ in range(200):
         group = torch.tensor(groups(layout, [3, 3]))
         together += group[:, None] == group
-    share = together[~torch.eye(6, dtype=torch.bool)] / 600
-    assert (share - 0.4).abs().max() < 0.1  # 2 of the 5 others are in a RoI's group; sigma 0.02
+    share = together[~torch.eye(6, dtype=torch.bool)] / 200
+    assert (share - 0.4).abs().max() < 0.15  # 2 of the 5 others are in a RoI's group; sigma 0.035
 
 
 def test_moved_features_meet_in_the_same_groups():
