@@ -7,7 +7,7 @@ import socket
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -43,13 +43,24 @@ def run_ranks(fn: Callable, world_size: int, *args: Any, timeout: float = 120) -
         RankError: a rank died without an exception.
         TimeoutError: some ranks had not ended after `timeout` seconds.
     """
+    return run_worlds(fn, [world_size], *args, timeout=timeout)[world_size]
+
+
+def run_worlds(
+    fn: Callable, world_sizes: Sequence[int], *args: Any, timeout: float = 120
+) -> dict[int, list]:
+    """As `run_ranks` for one world size after another, on the same processes.
+
+    Returns:
+        By world size, what each of its ranks returned.
+    """
     deadline = time.monotonic() + timeout
     context = mp.get_context("spawn")
     with tempfile.TemporaryDirectory(prefix="ranks-") as name:
         folder = Path(name)
         ranks = [
-            context.Process(target=_rank, args=(fn, r, world_size, args, folder), daemon=True)
-            for r in range(world_size)
+            context.Process(target=_rank, args=(fn, r, world_sizes, args, folder), daemon=True)
+            for r in range(max(world_sizes))
         ]
         try:
             for process in ranks:
@@ -62,7 +73,8 @@ def run_ranks(fn: Callable, world_size: int, *args: Any, timeout: float = 120) -
                     os.kill(process.pid, signal.SIGKILL)
                 if process.pid is not None:
                     process.join()
-        return _results(folder, [process.exitcode for process in ranks], late, timeout)
+        by_rank = _results(folder, [process.exitcode for process in ranks], late, timeout)
+    return {size: [results[size] for results in by_rank[:size]] for size in world_sizes}
 
 
 def _join(ranks: list, deadline: float) -> None:
@@ -75,7 +87,7 @@ def _join(ranks: list, deadline: float) -> None:
             deadline = min(deadline, time.monotonic() + GRACE)
 
 
-def _results(folder: Path, exit_codes: list, late: list[int], timeout: float) -> list:
+def _results(folder: Path, exit_codes: list, late: list[int], timeout: float) -> list[dict]:
     outcomes = {r: path for r in range(len(exit_codes)) if (path := folder / f"{r}.pt").exists()}
     loaded = {r: torch.load(path, weights_only=False) for r, path in outcomes.items()}
     failures = [(*outcome[1:], r) for r, outcome in loaded.items() if outcome[0] == "error"]
@@ -83,7 +95,8 @@ def _results(folder: Path, exit_codes: list, late: list[int], timeout: float) ->
         _, pickled, text, rank = min(failures, key=lambda failure: failure[0])
         cause = RankError(f"on rank {rank}:\n{text}")
         raise (pickle.loads(pickled) if pickled else RankError(f"rank {rank} failed")) from cause
-    dead = {r: code for r, code in enumerate(exit_codes) if code and r not in late}
+    dead = {r: code for r, code in enumerate(exit_codes) if code or r not in loaded}
+    dead = {r: code for r, code in dead.items() if r not in late}
     if dead:
         raise RankError(f"ranks died without an exception; exit code by rank: {dead}")
     if late:
@@ -91,23 +104,28 @@ def _results(folder: Path, exit_codes: list, late: list[int], timeout: float) ->
     return [loaded[r][1] for r in range(len(exit_codes))]
 
 
-def _rank(fn: Callable, rank: int, world_size: int, args: tuple, folder: Path) -> None:
+def _rank(fn: Callable, rank: int, sizes: Sequence[int], args: tuple, folder: Path) -> None:
     torch.set_num_threads(1)
     if "lo" in (name for _, name in socket.if_nameindex()):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # not whatever the host name resolves to
     try:
-        # A file, not a port: nobody else can take it in between.
-        store = dist.FileStore(str(folder / "store"), world_size)
-        dist.init_process_group(
-            "gloo", store=store, rank=rank, world_size=world_size, timeout=COLLECTIVE_TIMEOUT
-        )
-        outcome = ("result", fn(rank, world_size, *args))
+        outcome = ("result", {n: _in_world(n, fn, rank, args, folder) for n in sizes if rank < n})
     except BaseException as error:  # noqa: BLE001 - whatever it is, the parent raises it
         outcome = ("error", time.monotonic(), _pickled(error), traceback.format_exc())
     _save(outcome, folder / f"{rank}.pt")
     if outcome[0] == "error":
         os._exit(1)  # at once: closing the connections ends the other ranks' collectives
+
+
+def _in_world(size: int, fn: Callable, rank: int, args: tuple, folder: Path) -> Any:
+    # A file, not a port: nobody else can take it in between.
+    store = dist.FileStore(str(folder / f"store-{size}"), size)
+    dist.init_process_group(
+        "gloo", store=store, rank=rank, world_size=size, timeout=COLLECTIVE_TIMEOUT
+    )
+    result = fn(rank, size, *args)
     dist.destroy_process_group()
+    return result
 
 
 def _save(outcome: tuple, path: Path) -> None:

@@ -1,8 +1,9 @@
-"""One start of 2, 3 and 4 ranks for all of this folder: starting them takes longest."""
+"""One start of 4 processes for all of this folder: starting them takes longest."""
 
 import pytest
+import torch
 
-from ..helpers.ranks import run_ranks
+from ..helpers.ranks import run_worlds
 from . import test_groups_on_ranks, test_heads_on_ranks
 
 
@@ -13,7 +14,22 @@ def _on_rank(rank: int, world_size: int) -> dict:
     }
 
 
-@pytest.fixture(scope="session", params=[2, 3, 4], ids="{} ranks".format)
-def ranks(request) -> list[dict]:
-    """What `on_rank` of each test module gives on each rank."""
-    return run_ranks(_on_rank, request.param)
+@pytest.fixture(autouse=True, scope="package")
+def one_thread():
+    """Small tensors: threads that wait for each other take most of the time on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def worlds() -> dict[int, list[dict]]:
+    """By world size, what `on_rank` of each test module gives on each rank."""
+    return run_worlds(_on_rank, [2, 3, 4], timeout=200)
+
+
+@pytest.fixture(params=[2, 3, 4], ids="{} ranks".format)
+def ranks(request, worlds) -> list[dict]:
+    """What each of 2, 3 and 4 ranks gives."""
+    return worlds[request.param]
