@@ -6,6 +6,7 @@ import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog
 from detectron2.data.datasets import register_coco_instances
+from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 
 from bn_detect import add_bn_detect_config
@@ -55,8 +56,9 @@ def trained(cfg: CfgNode, *hooks, resume_after: int | None = None) -> Trainer:
     """Train to the end; from the checkpoint after so many iterations."""
     folder = Path(cfg.OUTPUT_DIR)
     folder.mkdir(parents=True, exist_ok=True)
-    if resume_after is not None:
+    if resume_after is not None and comm.is_main_process():
         (folder / "last_checkpoint").write_text(f"model_{resume_after - 1:07d}.pth")
+    comm.synchronize()
     seed_all_rng(cfg.SEED)
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=resume_after is not None)
