@@ -53,7 +53,11 @@ class BatchedMoments:
     def add(self, x: Tensor) -> None:
         """Pool the values of one call in the batch at hand; x (N, C, ...), N may be 0."""
         if x.numel():
-            self._batch.merge(x.numel() // x.shape[1], *moments(x))
+            self.add_moments(x.numel() // x.shape[1], *moments(x))
+
+    def add_moments(self, count: int, mean: Tensor, m2: Tensor) -> None:
+        """Pool values with these moments in the batch at hand."""
+        self._batch.merge(count, mean, m2)
 
     def end_batch(self) -> None:
         batch = self._batch

@@ -16,12 +16,13 @@ from detectron2.utils.events import EventStorage
 from tabulate import tabulate
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.hooks import RemovableHandle
 from tqdm import tqdm
 
 from ..distributed.collectives import all_gather_int, default_group, rank
 from ..layers import RoIBatchNorm2d
 from ..modeling.watching import WatchesRoIs
-from .moments import BatchedMoments, pool_over_ranks
+from .moments import BatchedMoments, moments, pool_over_ranks
 
 logger = logging.getLogger(__name__)
 
@@ -251,7 +252,8 @@ def _collecting(
     roi_source: str,
 ) -> Iterator[None]:
     """The model in the mode of `roi_source`, the layers on mini-batch statistics and observed."""
-    handles = []
+    handles: list[RemovableHandle] = []
+    momenta = {layer: layer.momentum for layer in layers.values()}
     try:
         if roi_source == "test":
             model.eval()
@@ -262,15 +264,46 @@ def _collecting(
                 module.watch(True)  # the layers need their layouts in inference mode too
         for name, layer in layers.items():
             layer.training = True
-
-            def observe(_, args: tuple, kwargs: dict, add=found[name].add) -> None:
-                add((*args, *kwargs.values())[0].detach())
-
-            handles.append(layer.register_forward_pre_hook(observe, with_kwargs=True))
+            handles += _observe(layer, found[name])
         yield
     finally:
         for handle in handles:
             handle.remove()
+        for layer, momentum in momenta.items():
+            layer.momentum = momentum
+
+
+def _observe(layer: _BatchNorm, found: BatchedMoments) -> list[RemovableHandle]:
+    """Pool what `layer` sees."""
+
+    def compute(_, args: tuple, kwargs: dict) -> None:
+        found.add((*args, *kwargs.values())[0].detach())
+
+    def forget(*_) -> None:
+        layer.running_mean.zero_()
+        layer.running_var.zero_()
+
+    def read(_, args: tuple, kwargs: dict, y: Tensor) -> None:
+        if not y.numel():
+            return
+        count = y.numel() // y.shape[1]
+        mean, m2 = layer.running_mean.double(), layer.running_var.double() * (count - 1)
+        # Far from zero, float32 and the layer's algorithm may be too coarse.
+        far = mean.square() * count > 100 * m2
+        if far.any():
+            x = (*args, *kwargs.values())[0].detach()
+            mean[far], m2[far] = moments(x[:, far])
+        found.add_moments(count, mean, m2)
+
+    own_forward = getattr(layer.forward, "__func__", None) is _BatchNorm.forward
+    if not own_forward or not layer.track_running_stats:
+        return [layer.register_forward_pre_hook(compute, with_kwargs=True)]
+    # torch's layers compute the moments anyway: with momentum 1 the buffers are those of the call.
+    layer.momentum = 1.0
+    return [
+        layer.register_forward_pre_hook(forget),
+        layer.register_forward_hook(read, with_kwargs=True),
+    ]
 
 
 @contextlib.contextmanager

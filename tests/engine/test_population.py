@@ -58,6 +58,27 @@ def test_gaussian(mean, sigma, dtype):
     assert_statistics(bn, batches, rtol=1e-6 if dtype == torch.float32 else 1e-9)
 
 
+def test_some_channels_far_from_zero_and_broken_statistics_before():
+    """torch's own moments are good for channels 0 and 1 only; NaN is not carried on."""
+    bn = nn.BatchNorm2d(C)
+    bn.running_mean.fill_(torch.nan)
+    bn.running_var.fill_(torch.inf)
+    shift = torch.tensor([0.0, 5, 1e3, 100])[:, None, None]
+    scale = torch.tensor([1.0, 1, 1e-2, 1e-3])[:, None, None]
+    batches = [shift + scale * gaussian((3, C, 9, 9), seed=i) for i in range(4)]
+    update(bn, batches)
+    _, var = population(batches)
+    torch.testing.assert_close(bn.running_var.double(), var, rtol=1e-6, atol=0)
+    assert_statistics(bn, batches, rtol=1e-6)
+
+
+def test_statistics_that_the_layer_does_not_track():
+    bn = nn.BatchNorm2d(C)
+    bn.track_running_stats = False  # as code that freezes them for a while does
+    update(bn, whole_batches())
+    assert_statistics(bn, whole_batches())
+
+
 def test_far_from_zero_in_float64():
     """Sums of squares would lose everything here: 1e6^2 + 1e-4^2 takes 20 digits."""
     bn = nn.BatchNorm2d(C).double()
@@ -69,9 +90,10 @@ def test_far_from_zero_in_float64():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_unequal_batches_are_one_pass_on_all_values(dtype):
+@pytest.mark.parametrize("layer", [RoIBatchNorm2d, nn.BatchNorm2d])
+def test_unequal_batches_are_one_pass_on_all_values(layer, dtype):
     """The variance between batches included: it is most of it here."""
-    bn = RoIBatchNorm2d(C).to(dtype)
+    bn = layer(C).to(dtype)
     batches = unequal_batches(dtype)
     report = update(bn, batches)
     assert_statistics(bn, batches, rtol=1e-6 if dtype == torch.float32 else 1e-12)

@@ -1,0 +1,1 @@
+"""Measurements, one module per subcommand of tools/benchmark.py."""

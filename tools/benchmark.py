@@ -1,0 +1,9 @@
+#!/usr/bin/env python
+"""Measure: tools/benchmark.py precise-bn [--json FILE] [--output FOLDER]."""
+
+import sys
+
+from bn_detect.benchmarks.main import main
+
+if __name__ == "__main__":
+    sys.exit(main())
