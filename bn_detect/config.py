@@ -27,8 +27,11 @@ def add_bn_detect_config(cfg: CN) -> None:
     # where they are; "features" moves the RoI features between the workers. Same results.
     _C.MODEL.ROI_BN.EXCHANGE = "statistics"
     # What normalizes at inference: "population" (the moving average, or PreciseBN's estimate) or
-    # "minibatch" (the RoIs of each test image).
+    # "minibatch" (the RoIs of TEST_IMAGES_PER_GROUP test images).
     _C.MODEL.ROI_BN.TEST_STATS = "population"
+    # Consecutive test images whose RoIs form one group under TEST_STATS "minibatch"; test batches
+    # then hold that many images. Above 1, predictions depend on the order of the images.
+    _C.MODEL.ROI_BN.TEST_IMAGES_PER_GROUP = 1
 
     # From this iteration on, normalize with population statistics in training too; -1: never. With
     # TEST.PRECISE_BN.ENABLED, those of a PreciseBN pass.
@@ -67,5 +70,6 @@ def normalization_batch(cfg: CN) -> NormalizationBatch:
         virtual_workers=roi_bn.VIRTUAL_WORKERS,
         exchange=roi_bn.EXCHANGE,
         test_stats=roi_bn.TEST_STATS,
+        test_images_per_group=roi_bn.TEST_IMAGES_PER_GROUP,
         seed=max(cfg.SEED, 0),  # -1 asks for a random start; shuffles are the same on all workers
     )

@@ -26,7 +26,8 @@ def evaluate_under(cfg: CfgNode, model: nn.Module, statistics: Sequence[str]) ->
 
     Args:
         statistics: of "population" (the running statistics that the model holds), "minibatch" (the
-            RoIs of each test image) and "precise" (a PreciseBN pass as `TEST.PRECISE_BN` says).
+            RoIs of `TEST_IMAGES_PER_GROUP` test images) and "precise" (a PreciseBN pass as
+            `TEST.PRECISE_BN` says).
 
     Returns:
         Results by kind; on ranks other than 0 without metrics. The model is as before.
@@ -40,10 +41,9 @@ def evaluate_under(cfg: CfgNode, model: nn.Module, statistics: Sequence[str]) ->
         with contextlib.ExitStack() as stack:
             if kind == "precise":
                 stack.enter_context(with_precise_statistics(cfg, model))
-            stack.enter_context(
-                with_test_statistics(model, "minibatch" if kind == "minibatch" else "population")
-            )
-            every[kind] = _evaluate(cfg, model, kind)
+            test_stats = "minibatch" if kind == "minibatch" else "population"
+            stack.enter_context(with_test_statistics(model, test_stats))
+            every[kind] = _evaluate(_under(cfg, test_stats), model, kind)
     return every
 
 
@@ -52,6 +52,13 @@ def check_eval_stats(statistics: Sequence[str] | None) -> None:
     for kind in statistics or ():
         if kind not in EVAL_STATS:
             raise ValueError(f"--eval-stats is {kind!r}; it must be of {', '.join(EVAL_STATS)}")
+
+
+def _under(cfg: CfgNode, test_stats: str) -> CfgNode:
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.ROI_BN.TEST_STATS = test_stats  # which the test loader follows
+    return cfg
 
 
 def _evaluate(cfg: CfgNode, model: nn.Module, kind: str) -> Results:

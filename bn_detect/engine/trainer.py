@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from detectron2.data import MetadataCatalog, build_detection_test_loader
 from detectron2.engine import (
     AMPTrainer,
     DefaultTrainer,
@@ -154,6 +154,13 @@ class BNTrainer(DefaultTrainer):
     @classmethod
     def build_train_loader(cls, cfg: CfgNode):
         return build_resumable_train_loader(cfg)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
+        """Under mini-batch statistics a batch is a group of images; else one image, as usual."""
+        roi_bn = cfg.MODEL.ROI_BN
+        group = roi_bn.TEST_IMAGES_PER_GROUP if roi_bn.TEST_STATS == "minibatch" else 1
+        return build_detection_test_loader(cfg, dataset_name, batch_size=group)
 
     @classmethod
     def build_population_loader(cls, cfg: CfgNode, seed: int):

@@ -21,7 +21,9 @@ class NormalizationBatch:
         exchange: for "shuffled": "statistics" leaves RoIs where they are and reduces the groups'
             statistics; "features" moves the RoI features before the head and its outputs back.
         test_stats: what normalizes at inference: "population", or "minibatch", where the RoIs of
-            each test image are a batch.
+            `test_images_per_group` consecutive images of a test batch are a group.
+        test_images_per_group: 1: each image by itself; the last group of a test batch is smaller
+            where it does not divide.
         seed: with the iteration and the head's name it determines the shuffles; the same on every
             rank.
 
@@ -34,13 +36,14 @@ class NormalizationBatch:
     virtual_workers: int = 1
     exchange: str = "statistics"
     test_stats: str = "population"
+    test_images_per_group: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
         _one_of("BATCH", self.batch, BATCHES)
         _one_of("EXCHANGE", self.exchange, EXCHANGES)
         _one_of("TEST_STATS", self.test_stats, TEST_STATISTICS)
-        for key in ("images_per_group", "virtual_workers"):
+        for key in ("images_per_group", "virtual_workers", "test_images_per_group"):
             value = getattr(self, key)
             if value < 1:
                 raise ValueError(f"MODEL.ROI_BN.{key.upper()} is {value}; it must be at least 1")

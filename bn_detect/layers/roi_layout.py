@@ -133,7 +133,8 @@ class RoILayout:
 
         Args:
             num_rois: R on this rank.
-            training: False: the partition at inference, one group per image of this process.
+            training: False: the partition at inference, `test_images_per_group` consecutive images
+                of this process a group.
             layer: identity of the asking layer. Where nobody records, a layer that asks a second
                 time has begun another forward.
 
@@ -170,8 +171,9 @@ class RoILayout:
     def _make(self, num_rois: int, device: torch.device, training: bool) -> Partition:
         settings = self.settings
         if not training:
-            images = len(self._images(num_rois))
-            return self._by_image(range(images), images, device)
+            images, size = len(self._images(num_rois)), settings.test_images_per_group
+            groups = [i // size for i in range(images)]
+            return self._by_image(groups, -(-images // size), device)
         if settings.batch == "images":
             return self._by_image(*self._image_groups(num_rois), device)
         if settings.batch == "worker" and settings.virtual_workers > 1:

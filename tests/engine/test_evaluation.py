@@ -77,6 +77,30 @@ def test_one_table_for_several_statistics_and_datasets(train_net, trained, tmp_p
         assert scores("population", name) != scores("precise", name)
 
 
+def test_minibatch_statistics_of_chunks_of_images(train_net, trained, tmp_path):
+    def scores(images: int) -> list[tuple]:
+        folder = tmp_path / str(images)
+        keys = {
+            "MODEL__WEIGHTS": trained / "model_final.pth",
+            "DATASETS__TEST": "('coco_2017_val',)",
+            "MODEL__ROI_HEADS__SCORE_THRESH_TEST": 0.0,
+            "MODEL__ROI_BN__TEST_IMAGES_PER_GROUP": images,
+        }
+        flags = ("--eval-only", "--eval-stats", "population", "minibatch")
+        train_net.run(train_net.arguments(folder, *flags, batch="worker", **keys))
+        return [
+            [d["score"] for d in json.loads(file.read_text()) if d["image_id"] == image]
+            for kind in ("population", "minibatch")
+            for file in [folder / f"inference_{kind}/coco_2017_val/coco_instances_results.json"]
+            for image in sorted({d["image_id"] for d in json.loads(file.read_text())})
+        ]
+
+    one, four = scores(1), scores(4)  # of 6 images: groups of 4 and 2
+    assert len(one) == len(four) == 12
+    assert one[:6] == four[:6]  # population: the chunk says nothing
+    assert all(a != b for a, b in zip(one[6:], four[6:], strict=True))
+
+
 def test_the_evaluated_model_is_as_before():
     from bn_detect.engine.evaluation import with_test_statistics
     from bn_detect.layers import NormalizationBatch, RoIBatchNorm2d, RoILayout

@@ -21,6 +21,10 @@ from bn_detect.layers import NormalizationBatch
             "MODEL.ROI_BN.TEST_STATS is ''; it must be one of population, minibatch",
         ),
         ({"images_per_group": 0}, "MODEL.ROI_BN.IMAGES_PER_GROUP is 0; it must be at least 1"),
+        (
+            {"test_images_per_group": 0},
+            "MODEL.ROI_BN.TEST_IMAGES_PER_GROUP is 0; it must be at least 1",
+        ),
         ({"virtual_workers": -1}, "MODEL.ROI_BN.VIRTUAL_WORKERS is -1; it must be at least 1"),
         (
             {"batch": "shuffled", "exchange": "features", "virtual_workers": 2},

@@ -246,6 +246,14 @@ def test_minibatch_test_statistics_are_those_of_each_image(batch):
     torch.testing.assert_close(buffers(layer), before, rtol=0, atol=0)
 
 
+def test_minibatch_test_statistics_of_groups_of_images():
+    layer = trained_layer(batch="shuffled", test_stats="minibatch", test_images_per_group=2)
+    layer.layout.record([3, 1, 0, 2, 4])
+    x = features(10, 3, 2, 2)
+    parts = [F.batch_norm(part, None, None, *affine(3), True) for part in x.split([4, 2, 4])]
+    torch.testing.assert_close(layer(x), torch.cat(parts), **EXACT)
+
+
 @pytest.mark.parametrize("compiler", ["script", "trace"])
 def test_scripts_and_traces_in_eval_mode(compiler):
     layer = trained_layer(batch="shuffled")

@@ -65,6 +65,16 @@ def test_minibatch_statistics_are_those_of_the_image(kind):
         assert _differ([found[number]], image.detect(population))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_images_of_a_group_do_depend_on_their_companions(kind):
+    heads = _trained(kind, test_stats="minibatch", test_images_per_group=2)
+    found = Images([0, 1, 2]).detect(heads)
+    assert_same_detections(found[2:], Images([2]).detect(heads), **CLOSE)
+    assert_same_detections(found[:2], Images([0, 1]).detect(heads), **CLOSE)
+    assert _differ(found[:1], Images([0]).detect(heads))
+    assert _differ(found[:1], Images([0, 2]).detect(heads)[:1])
+
+
 @pytest.mark.parametrize("test_stats", ["population", "minibatch"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_inference_changes_no_statistics(kind, test_stats):
