@@ -9,7 +9,16 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["bn_detect", "bn_detect.*"]),
-    package_data={"": ["*"]},
+    package_data={"": ["*", "templates/*"]},
     exclude_package_data={"": ["*.py[co]"]},
-    install_requires=["numpy", "pillow", "pycocotools>=2.0.2", "tabulate", "tqdm"],
+    install_requires=[
+        "jinja2",
+        "matplotlib",
+        "numpy",
+        "pillow",
+        "pycocotools>=2.0.2",
+        "scikit-learn",
+        "tabulate",
+        "tqdm",
+    ],
 )
