@@ -6,11 +6,9 @@ average that training keeps is noisy and belongs to weights that have changed si
 
 import contextlib
 import logging
-import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from detectron2.utils.events import EventStorage
 from tabulate import tabulate
@@ -23,6 +21,7 @@ from ..distributed.collectives import all_gather_int, default_group, rank
 from ..layers import RoIBatchNorm2d
 from ..modeling.watching import WatchesRoIs
 from .moments import BatchedMoments, moments, pool_over_ranks
+from .undisturbed import undisturbed
 
 logger = logging.getLogger(__name__)
 
@@ -150,7 +149,7 @@ def update_population_stats(
         name: BatchedMoments(layer.num_features, layer.running_mean.device)
         for name, layer in layers.items()
     }
-    with _undisturbed(model), _collecting(model, layers, found, roi_source):
+    with undisturbed(model), _collecting(model, layers, found, roi_source):
         _forward_batches(model, loader, num_iters, list(found.values()), progress)
 
     pool_over_ranks(list(found.values()), default_group())
@@ -304,39 +303,3 @@ def _observe(layer: _BatchNorm, found: BatchedMoments) -> list[RemovableHandle]:
         layer.register_forward_pre_hook(forget),
         layer.register_forward_hook(read, with_kwargs=True),
     ]
-
-
-@contextlib.contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Put modes, buffers, layouts, counters and random number generators back as they were."""
-    modules = list(model.modules())
-    # Modes, momenta, and what models count by themselves, such as RetinaNet's loss normalizer.
-    numbers = [{k: v for k, v in vars(m).items() if isinstance(v, int | float)} for m in modules]
-    buffers = [
-        (module, name, buffer, buffer.clone())
-        for module in modules
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-    ]
-    cuda = {t.device for t in (*model.parameters(), *model.buffers()) if t.is_cuda}
-    on_cuda = [(device, torch.cuda.get_rng_state(device)) for device in cuda]
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    try:
-        with contextlib.ExitStack() as stack:
-            for layout in {m.layout for m in modules if isinstance(m, RoIBatchNorm2d)}:
-                stack.enter_context(layout.undisturbed())
-            yield
-    finally:
-        for module, before in zip(modules, numbers, strict=True):
-            vars(module).update(before)
-        for module in modules:
-            if isinstance(module, WatchesRoIs):
-                module.watch(module.training)
-        with torch.no_grad():
-            for module, name, buffer, value in buffers:
-                module._buffers[name] = buffer.copy_(value)
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
-        for device, state in on_cuda:
-            torch.cuda.set_rng_state(state, device)

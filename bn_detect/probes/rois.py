@@ -1,0 +1,51 @@
+"""The RoIs that a head is probed with."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class RoIs:
+    """The RoIs of one batch of B images as the box head receives them, sampled as in training.
+
+    Attributes:
+        features: (R, C, h, w), on the model's device like `boxes`, `targets` and `scale`; the rest
+            is on the CPU.
+        image: (R,) index of the image in [0, B), ascending.
+        labels: (R,) class indices in the model's own convention, background included.
+        foreground: (R,) bool.
+        boxes: (R, 4) x0, y0, x1, y1 in pixels of the network's input.
+        targets: (R, 4) what the head's box loss compares with; meaningless for background.
+        objects: the classes of the ground truth, one tensor per image.
+        files: names of the image files; None where unknown.
+        scale: (B, 2) pixels of the original image per pixel of the network's input, in x and y.
+    """
+
+    features: Tensor
+    image: Tensor
+    labels: Tensor
+    foreground: Tensor
+    boxes: Tensor
+    targets: Tensor
+    objects: tuple[Tensor, ...]
+    files: tuple[str | None, ...]
+    scale: Tensor
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    @property
+    def num_images(self) -> int:
+        return len(self.objects)
+
+    @property
+    def per_image(self) -> list[int]:
+        """How many RoIs each image has."""
+        return torch.bincount(self.image, minlength=self.num_images).tolist()
+
+    def original_box(self, index: int) -> tuple[float, ...]:
+        """x0, y0, x1, y1 of one RoI in pixels of the original image."""
+        scale = self.scale[self.image[index]]
+        return tuple((self.boxes[index] * scale.repeat(2)).tolist())
