@@ -5,10 +5,16 @@ import sys
 from pathlib import Path
 
 from ..files import write_json
-from . import precise_bn
+from . import head, layer, precise_bn, scaling, train
 
 # Each has HELP, add_arguments(parser) and run(args) -> (text to print, result for --json).
-SUBCOMMANDS = {"precise-bn": precise_bn}
+SUBCOMMANDS = {
+    "layer": layer,
+    "head": head,
+    "scaling": scaling,
+    "train": train,
+    "precise-bn": precise_bn,
+}
 
 
 def main(arguments: list[str] | None = None) -> int:

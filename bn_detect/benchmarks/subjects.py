@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from detectron2.config import get_cfg
+from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 from detectron2.modeling.backbone.resnet import BasicStem, ResNet
 from detectron2.structures import Boxes, Instances
@@ -22,12 +22,18 @@ def resnet18() -> nn.Module:
     return ResNet(BasicStem(3, 64, norm="BN"), stages, out_features=["res5"])
 
 
-def neon_detector(rois: int | None = None) -> nn.Module:
-    """The demo's detector, BatchNorm in its box head; `rois` sampled per image."""
+def neon_config() -> CfgNode:
+    """Of the demo's detector, BatchNorm in its box head, on CPU."""
     cfg = get_cfg()
     add_bn_detect_config(cfg)
     cfg.merge_from_file(str(CONFIG))
     cfg.MODEL.DEVICE = "cpu"
+    return cfg
+
+
+def neon_detector(rois: int | None = None) -> nn.Module:
+    """The demo's detector; `rois` sampled per image."""
+    cfg = neon_config()
     cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = rois or cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE
     return build_model(cfg)
 

@@ -4,20 +4,41 @@ import statistics
 import time
 from collections.abc import Callable
 
+import torch
 
-def interleaved(arms: dict[str, Callable[[], object]], repetitions: int) -> dict[str, list[float]]:
+
+def interleaved(
+    arms: dict[str, Callable[[], object]],
+    repetitions: int,
+    ready: Callable[[], object] = lambda: None,
+) -> dict[str, list[float]]:
     """Seconds of each call, by arm: A B C A B C ..., after one call of each that does not count.
 
     Load from outside that comes and goes then meets all arms alike.
+
+    Args:
+        ready: called before and after each call, to wait for a GPU or for the other ranks.
     """
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     for repetition in range(repetitions + 1):
         for name, call in arms.items():
+            ready()
             start = time.perf_counter()
             call()
+            ready()
             if repetition:
                 seconds[name].append(time.perf_counter() - start)
     return seconds
+
+
+def waiting_for(device: torch.device) -> Callable[[], object]:
+    """For `ready`: waits for the work queued on a GPU."""
+    return torch.cuda.synchronize if device.type == "cuda" else lambda: None
+
+
+def default_device() -> torch.device:
+    """The first GPU, or the CPU where there is none."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def ratios(ours: list[float], reference: list[float]) -> list[float]:
