@@ -1,0 +1,48 @@
+"""results.json: all that a study has measured.
+
+{"schema": 1,
+ "study": the study's file, resolved (`plan.Study`),
+ "command": how to repeat it,
+ "versions": `versions.versions`,
+ "arms": {NAME: {"runs": [measurements.json of each finished run],
+                 "failed": [{"seed", "error", "log"}],
+                 "reference": {COLUMN: value}}}}
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..files import write_json
+from .plan import Study
+from .runs import Run
+from .versions import versions
+
+SCHEMA = 1
+
+
+def collect(study: Study, runs: Sequence[Run], output: Path, command: str) -> dict[str, Any]:
+    """Read what the runs measured so far, write results.json, and return it.
+
+    Runs that are neither finished nor failed are not in it.
+    """
+    arms: dict[str, dict] = {
+        arm.name: {"runs": [], "failed": [], "reference": arm.reference} for arm in study.arms
+    }
+    for run in runs:
+        status = run.status()
+        if run.measured:
+            arms[run.arm]["runs"].append(run.measurements())
+        elif status.get("state") == "failed":
+            failure = {"seed": run.seed, "error": status["error"], "log": status["log"]}
+            arms[run.arm]["failed"].append(failure)
+    results = {
+        "schema": SCHEMA,
+        "study": dataclasses.asdict(study),
+        "command": command,
+        "versions": versions(),
+        "arms": arms,
+    }
+    write_json(output / "results.json", results)
+    return results

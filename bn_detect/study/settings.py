@@ -1,0 +1,44 @@
+"""The config of each arm, resolved and checked before anything runs."""
+
+import argparse
+
+from detectron2.config import CfgNode
+
+from ..engine.train import read_config
+from ..engine.trainer import BNTrainer
+from ..engine.validation import validate_config
+from .plan import Arm, Study
+
+
+def arm_config(study: Study, arm: Arm, *, workers: int, here: bool) -> CfgNode:
+    """The frozen config of an arm.
+
+    Args:
+        workers: processes (GPUs) of a run.
+        here: it will run on this machine; else its device is not looked for.
+
+    Raises:
+        ValueError: a key or value that cannot work; names the study's file, the arm, key and value.
+    """
+    options: list = []
+    try:
+        _read(study, options)
+        for key, value in study.options(arm).items():
+            options += [key, value]
+            try:
+                cfg = _read(study, options)
+            except ValueError as error:
+                raise ValueError(f"options: {key}: {value!r}: {error}") from error
+        cfg = _read(study, options)
+        checked = cfg.clone()
+        checked.defrost()
+        if not here:
+            checked.MODEL.DEVICE = "cpu"
+        validate_config(BNTrainer.auto_scale_workers(checked, workers), workers)
+    except ValueError as error:
+        raise ValueError(f"{study.file}: arm {arm.name!r}: {error}") from error
+    return cfg
+
+
+def _read(study: Study, options: list) -> CfgNode:
+    return read_config(argparse.Namespace(config_file=study.base, opts=options))

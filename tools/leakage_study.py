@@ -1,0 +1,9 @@
+#!/usr/bin/env python
+"""Does the head cheat? tools/leakage_study.py --study configs/studies/NAME.yaml [--dry-run]."""
+
+import sys
+
+from bn_detect.study.main import main
+
+if __name__ == "__main__":
+    sys.exit(main())
