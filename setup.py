@@ -21,4 +21,5 @@ setup(
         "tabulate",
         "tqdm",
     ],
+    extras_require={"slurm": ["submitit"]},
 )

@@ -76,6 +76,17 @@ def probing(
         yield head, groups
 
 
+@contextlib.contextmanager
+def on_population_statistics(head: RoIHead) -> Iterator[None]:
+    """The head as in inference, inside `probing`."""
+    for part in head.parts:
+        part.eval()
+    try:
+        yield
+    finally:
+        _train_head(head)
+
+
 def find_head(model: nn.Module) -> RoIHead:
     """The box head of Detectron2's or torchvision's `GeneralizedRCNN`.
 
@@ -111,12 +122,19 @@ def _prepare(model: nn.Module, head: RoIHead) -> None:
     model.eval()
     if head.proposals is not None:
         head.proposals.training = True  # itself, not its layers: as many proposals as in training
-    for part in head.parts:
-        part.train()
     for module in head.modules:
         if isinstance(module, RoIBatchNorm2d):
             module.layout.settings = NormalizationBatch("worker")
         if hasattr(module, "_moves_rois"):  # to other places in the batch, and back
             module._moves_rois = False
-        if "drop" in type(module).__name__.lower() or type(module).__name__ == "StochasticDepth":
+    _train_head(head)
+
+
+def _train_head(head: RoIHead) -> None:
+    """In training mode: norm layers of any kind are; but nothing is dropped."""
+    for part in head.parts:
+        part.train()
+    for module in head.modules:
+        kind = type(module).__name__.lower()
+        if "drop" in kind or kind == "stochasticdepth":
             module.eval()
