@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from ..engine.train import argument_parser, read_config
 from ..files import write_atomically, write_json
+from .metrics import latest
 from .pictures import draw_detections
 
 REPOSITORY = Path(__file__).parents[2]
@@ -93,20 +94,6 @@ def _show_progress(process: subprocess.Popen, metrics: Path, iterations: int) ->
     with tqdm(total=iterations, unit="it") as bar:
         while process.poll() is None:
             time.sleep(1.0)
-            if done := _last_record(metrics):
+            if done := latest(metrics):
                 bar.set_postfix_str(f"loss {done['total_loss']:.2f}", refresh=False)
                 bar.update(done["iteration"] + 1 - bar.n)
-
-
-def _last_record(metrics: Path) -> dict:
-    """The latest complete line of metrics.json that holds a loss, {} before there is one."""
-    if not metrics.exists():
-        return {}
-    for line in reversed(metrics.read_text().splitlines()):
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:  # it is being written
-            continue
-        if "total_loss" in record:
-            return record
-    return {}
