@@ -1,22 +1,42 @@
 #!/usr/bin/env python
-"""Prepare the NEON trees dataset, and check datasets.
+"""Prepare datasets, and check datasets.
 
 prepare_data.py neon-trees
+prepare_data.py leaky-shapes
 prepare_data.py check neon_trees_train coco_2017_val
 """
 
 import argparse
 import importlib
 import sys
+from dataclasses import fields
 
 from bn_detect.data import (
     DatasetError,
+    LeakyShapesOptions,
     TilingOptions,
     check_dataset,
+    prepare_leaky_shapes,
     prepare_neon_trees,
     summary_table,
 )
-from bn_detect.data.neon_trees import FOLDER, default_root, prepared_summaries
+from bn_detect.data.neon_trees import FOLDER, prepared_summaries
+from bn_detect.data.prepared import default_root
+
+DIALS = {
+    "correlation": "companion cue, 0 to 1: how much the classes of an image's objects agree",
+    "own_evidence": "0 to 1: share of objects sure to show their own class's colour",
+    "classes": "number of classes",
+    "images": "training images",
+    "val_images": "validation images",
+    "min_objects": "per image",
+    "max_objects": "per image",
+    "min_side": "of an object, px",
+    "max_side": "of an object, px",
+    "size": "of an image, px",
+    "noise": "of a pixel, grey levels",
+    "seed": "of everything",
+}
 
 
 def neon_trees(args: argparse.Namespace) -> int:
@@ -24,6 +44,16 @@ def neon_trees(args: argparse.Namespace) -> int:
     made = prepare_neon_trees(args.root, options, wheel=args.wheel, force=args.force)
     print(f"{args.root}/{FOLDER}: {'prepared' if made else 'already prepared, nothing to do'}")
     print(summary_table(prepared_summaries(args.root)))
+    return 0
+
+
+def leaky_shapes(args: argparse.Namespace) -> int:
+    options = LeakyShapesOptions(
+        **{f.name: getattr(args, f.name) for f in fields(LeakyShapesOptions)}
+    )
+    made = prepare_leaky_shapes(args.root, options, name=args.name, force=args.force)
+    print(f"{args.root}/{args.name}: {'prepared' if made else 'already prepared, nothing to do'}")
+    print(summary_table([check_dataset(f"{args.name}_{split}") for split in ("train", "val")]))
     return 0
 
 
@@ -78,6 +108,20 @@ def parser() -> argparse.ArgumentParser:
         help="what becomes of a box of which less is seen: kept with iscrowd=1, or left out",
     )
     add("--wheel", help="the wheel of deepforest, if it is not to be downloaded")
+    add("--force", action="store_true", help="rebuild what was prepared before")
+
+    leaky = commands.add_parser(
+        "leaky-shapes",
+        help="generate leaky_shapes_train and leaky_shapes_val, whose leak can be dialled",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    leaky.set_defaults(run=leaky_shapes)
+    add = leaky.add_argument
+    add("--root", default=str(default_root()), help="the folder that will hold NAME/")
+    add("--name", default="leaky_shapes", help="of the dataset; begins with leaky_shapes")
+    for dial in fields(LeakyShapesOptions):
+        flag = f"--{dial.name.replace('_', '-')}"
+        add(flag, type=type(dial.default), default=dial.default, help=DIALS[dial.name])
     add("--force", action="store_true", help="rebuild what was prepared before")
 
     checking = commands.add_parser("check", help="look for faults in registered datasets")

@@ -22,7 +22,8 @@ from .coco_content import (
 from .dataset_dicts import dicts_to_coco
 from .errors import DatasetError
 from .image_files import image_faults
-from .neon_trees import FOLDER, SPLITS, default_root
+from .neon_trees import FOLDER, SPLITS
+from .prepared import default_root
 from .summary import DatasetSummary, summarize
 
 logger = logging.getLogger(__name__)

@@ -6,10 +6,6 @@ and `prepared.json` (options, source, counts).
 """
 
 import json
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +15,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from .deepforest_wheel import LICENCE, REQUIREMENT, SOURCES, WHEEL_SHA256, read_sources
-from .errors import DatasetError
-from .folder_lock import folder_lock
 from .overview import draw_overview
+from .prepared import default_root, prepare_folder
+from .registration import register_prepared
 from .summary import DatasetSummary, summarize
 from .tiling import Window, clip_boxes, tile_windows
 
@@ -65,9 +61,9 @@ class TilingOptions:
             raise ValueError(f"edge_boxes must be 'ignore' or 'drop', got {self.edge_boxes!r}")
 
 
-def default_root() -> Path:
-    """$DETECTRON2_DATASETS, or ./datasets: where Detectron2 looks for datasets."""
-    return Path(os.getenv("DETECTRON2_DATASETS", "datasets")).expanduser()
+def register_neon_trees(root: str | Path | None = None) -> None:
+    """Register `neon_trees_train` and `neon_trees_val`; see `register_prepared`."""
+    register_prepared(FOLDER, SPLITS, root, thing_classes=["tree"])
 
 
 def prepare_neon_trees(
@@ -96,60 +92,18 @@ def prepare_neon_trees(
     """
     root = Path(root) if root is not None else default_root()
     options = options or TilingOptions()
-    target = root / FOLDER
-    root.mkdir(parents=True, exist_ok=True)
-    with folder_lock(root / f".{FOLDER}.lock"):
-        if target.exists() and _is_prepared(target, options, force):
-            return False
-        with _replacing(target) as building:
-            _build(building, options, wheel)
-    return True
+    wheel = None if wheel is None else Path(wheel)
+    return prepare_folder(
+        root / FOLDER,
+        RECIPE,
+        asdict(options),
+        lambda folder: _build(folder, options, wheel),
+        force=force,
+    )
 
 
-def _is_prepared(target: Path, options: TilingOptions, force: bool) -> bool:
-    """Whether `target` is what the options ask for; raises where it must not be replaced."""
-    record = target / "prepared.json"
-    if not record.is_file():
-        raise DatasetError(
-            f"{target} was not made by prepare_data.py (it has no prepared.json): "
-            f"move it away or choose another --root"
-        )
-    if force:
-        return False
-    found = json.loads(record.read_text())
-    wanted = {"recipe": RECIPE, "options": asdict(options)}
-    if any(found.get(key) != value for key, value in wanted.items()):
-        raise DatasetError(
-            f"{target} was prepared with {_spell(found)}, not with {_spell(wanted)}: "
-            f"--force rebuilds it"
-        )
-    return True
-
-
-def _spell(record: dict[str, Any]) -> str:
-    options = ", ".join(f"{key}={value}" for key, value in record.get("options", {}).items())
-    return f"{options} (recipe {record.get('recipe')})"
-
-
-@contextmanager
-def _replacing(target: Path) -> Iterator[Path]:
-    """A new folder that takes the place of `target` when the block ends without an error."""
-    building, old = (target.with_name(f".{target.name}.{what}") for what in ("building", "old"))
-    for leftover in (building, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    building.mkdir()
-    try:
-        yield building
-        if target.exists():
-            target.rename(old)
-        building.rename(target)
-    finally:
-        for leftover in (building, old):
-            shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _build(folder: Path, options: TilingOptions, wheel: str | Path | None) -> None:
-    sources = read_sources(None if wheel is None else Path(wheel))
+def _build(folder: Path, options: TilingOptions, wheel: Path | None) -> dict[str, Any]:
+    sources = read_sources(wheel)
     (folder / "annotations").mkdir()
     counts = {}
     for split, (image, boxes) in sources.items():
@@ -161,14 +115,11 @@ def _build(folder: Path, options: TilingOptions, wheel: str | Path | None) -> No
         _overview(image, windows, coco).save(folder / f"overview_{split}.jpg", quality=90)
         summary = summarize(f"{FOLDER}_{split}", coco)
         counts[split] = {"source_boxes": len(boxes), **asdict(summary)}
-    record = {
-        "recipe": RECIPE,
-        "options": asdict(options),
+    return {
         "source": {"requirement": REQUIREMENT, "licence": LICENCE, "sha256": WHEEL_SHA256},
         "files": {split: asdict(source) for split, source in SOURCES.items()},
         "counts": counts,
     }
-    (folder / "prepared.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
 def tiles_to_coco(

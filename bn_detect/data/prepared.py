@@ -1,0 +1,96 @@
+"""Datasets that are made once, whole or not at all."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .errors import DatasetError
+from .folder_lock import folder_lock
+
+RECORD = "prepared.json"
+
+
+def default_root() -> Path:
+    """$DETECTRON2_DATASETS, or ./datasets: where Detectron2 looks for datasets."""
+    return Path(os.getenv("DETECTRON2_DATASETS", "datasets")).expanduser()
+
+
+def prepare_folder(
+    target: Path,
+    recipe: int,
+    options: dict[str, Any],
+    build: Callable[[Path], dict[str, Any]],
+    *,
+    force: bool = False,
+) -> bool:
+    """Make the folder `target` by `build`, unless it is there already.
+
+    It is built in a hidden folder beside its place and moved there when complete, so a run that is
+    killed leaves nothing half made. Of several runs at once, one prepares and the others wait.
+
+    Args:
+        recipe: raised when the same options give other files than before.
+        options: JSON; kept in the folder's prepared.json.
+        build: fills the folder it is given; returns what else the record shall hold.
+        force: rebuild what was prepared before, whatever its options.
+
+    Returns:
+        whether it was made now; False: it was there, with the same options.
+
+    Raises:
+        DatasetError: it is there with other options, or the place is taken by something else.
+    """
+    wanted = {"recipe": recipe, "options": options}
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with folder_lock(target.with_name(f".{target.name}.lock")):
+        if target.exists() and _is_prepared(target, wanted, force):
+            return False
+        with _replacing(target) as building:
+            record = {**wanted, **build(building)}
+            (building / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+    return True
+
+
+def _is_prepared(target: Path, wanted: dict[str, Any], force: bool) -> bool:
+    """Whether `target` is what is wanted; raises where it must not be replaced."""
+    record = target / RECORD
+    if not record.is_file():
+        raise DatasetError(
+            f"{target} was not made by prepare_data.py (it has no {RECORD}): "
+            f"move it away or choose another --root"
+        )
+    if force:
+        return False
+    found = json.loads(record.read_text())
+    if any(found.get(key) != value for key, value in wanted.items()):
+        raise DatasetError(
+            f"{target} was prepared with {_spell(found)}, not with {_spell(wanted)}: "
+            f"--force rebuilds it"
+        )
+    return True
+
+
+def _spell(record: dict[str, Any]) -> str:
+    options = ", ".join(f"{key}={value}" for key, value in record.get("options", {}).items())
+    return f"{options} (recipe {record.get('recipe')})"
+
+
+@contextmanager
+def _replacing(target: Path) -> Iterator[Path]:
+    """A new folder that takes the place of `target` when the block ends without an error."""
+    building, old = (target.with_name(f".{target.name}.{what}") for what in ("building", "old"))
+    for leftover in (building, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    building.mkdir()
+    try:
+        yield building
+        if target.exists():
+            target.rename(old)
+        building.rename(target)
+    finally:
+        for leftover in (building, old):
+            shutil.rmtree(leftover, ignore_errors=True)
