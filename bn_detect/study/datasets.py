@@ -6,6 +6,7 @@ from dataclasses import fields
 from typing import Any
 
 from ..data import TilingOptions, prepare_neon_trees
+from ..data.leaky_shapes import LeakyShapesOptions, prepare_leaky_shapes
 from ..data.neon_trees import default_root
 from .plan import Study
 
@@ -35,8 +36,6 @@ def _maker(study: Study, name: str) -> tuple[type, Callable[[Any], bool]]:
     if name == NEON_TREES:
         return TilingOptions, lambda options: prepare_neon_trees(default_root(), options)
     if name == LEAKY_SHAPES or name.startswith(f"{LEAKY_SHAPES}_"):
-        from ..data.leaky_shapes import LeakyShapesOptions, prepare_leaky_shapes  # TODO top
-
         return LeakyShapesOptions, lambda options: prepare_leaky_shapes(
             default_root(), options, name=name
         )

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import importlib
 import shlex
 import sys
 from itertools import chain
@@ -29,7 +30,14 @@ def argument_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--study", required=True, metavar="FILE", help="such as configs/studies/demo.yaml")
     add("--output", type=Path, metavar="DIR", help="default: output/studies/NAME of the file")
-    add("--num-gpus", type=int, default=1, metavar="N", help="per run; on CPU: processes")
+    add(
+        "--num-gpus",
+        type=int,
+        default=1,
+        metavar="N",
+        help="GPUs of a run, or processes on CPU; of a study with train: false, the GPUs that the "
+        "checkpoint was trained on, while one is used",
+    )
     add("--seeds", type=int, metavar="K", help="runs per arm, in place of the study's number")
     add(
         "--jobs",
@@ -52,6 +60,11 @@ def configured(args: argparse.Namespace) -> Study:
         ValueError: a mistake in the file or on the command line.
     """
     study = read_study(args.study)
+    for module in study.imports:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise ValueError(f"{study.file}: imports: {module}: {error}") from error
     for name in ("num_gpus", "seeds", "jobs"):
         value = getattr(args, name)
         if value is not None and value < 1:

@@ -5,6 +5,7 @@ Every measurement is in measurements.json as soon as it is there; what is there 
 
 import argparse
 import dataclasses
+import importlib
 import sys
 import time
 from collections.abc import Callable
@@ -28,7 +29,7 @@ from ..engine.launch import launch, share_cores
 from ..engine.train import read_config
 from ..engine.trainer import BNTrainer
 from ..files import write_json
-from ..layers import RoIBatchNorm2d
+from ..layers import NormalizationBatch, RoIBatchNorm2d
 from .metrics import read_metrics, seconds_per_iteration, training_curves, training_summary
 from .runs import read_json
 
@@ -83,8 +84,7 @@ def measure(folder: Path) -> None:
     measurements = Measurements(folder)
     measurements.write()
     if measurements.missing("evaluation"):
-        workers = measurements.run["workers"]
-        launch(_evaluate, workers, timeout=TIMEOUT, args=(folder,))
+        launch(_evaluate, measurements.run["processes"], timeout=TIMEOUT, args=(folder,))
         measurements = Measurements(folder)
         measurements.complete("evaluation")
     _run_probes(folder, measurements)
@@ -94,10 +94,9 @@ def _evaluate(folder: Path) -> None:
     """One worker's part: under each kind of statistics that differs for this model."""
     setup_logger(distributed_rank=comm.get_rank(), name="detectron2")
     measurements = Measurements(folder)
-    cfg = run_config(folder)
+    cfg = run_config(folder, measurements.run, comm.get_world_size())
     if cfg.MODEL.DEVICE == "cpu":
         share_cores()
-    cfg = BNTrainer.auto_scale_workers(cfg, comm.get_world_size())
     model = load_model(cfg, measurements.run, folder)
     for kind in kinds_of(model):
         if kind not in measurements.found["evaluation"]:
@@ -107,13 +106,19 @@ def _evaluate(folder: Path) -> None:
                 measurements.add("evaluation", kind, results, time.monotonic() - begin)
 
 
-def run_config(folder: Path) -> CfgNode:
-    """The config of a run folder, not frozen."""
+def run_config(folder: Path, run: dict[str, Any], processes: int) -> CfgNode:
+    """The config of a run folder, for so many processes; not frozen.
+
+    The workers that trained are virtual ones where there are fewer processes.
+    """
+    for module in run["imports"]:
+        importlib.import_module(module)
     options = ["OUTPUT_DIR", str(folder)]
-    cfg = read_config(
-        argparse.Namespace(config_file=str(folder / "settings.yaml"), opts=options)
-    ).clone()
+    settings = argparse.Namespace(config_file=str(folder / "settings.yaml"), opts=options)
+    cfg = BNTrainer.auto_scale_workers(read_config(settings), run["workers"]).clone()
     cfg.defrost()
+    cfg.SOLVER.REFERENCE_WORLD_SIZE = 0
+    cfg.MODEL.ROI_BN.VIRTUAL_WORKERS *= run["workers"] // processes
     register_subsets([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
     return cfg
 
@@ -127,10 +132,25 @@ def load_model(cfg: CfgNode, run: dict[str, Any], folder: Path) -> nn.Module:
     model = BNTrainer.build_model(cfg)
     weights = run["weights"]
     path = weights if "://" in weights else str(folder.resolve() / weights)
-    AtomicCheckpointer(model).load(path)
+    _WholeCheckpointer(model).load(path)
     if cfg.TEST.PRECISE_BN.ENABLED and not run["trains"]:
         precise_bn(cfg, model)
     return model.eval()
+
+
+class _WholeCheckpointer(AtomicCheckpointer):
+    """Raises where Detectron2 warns: a part at its initial values makes it another model."""
+
+    def _load_model(self, checkpoint: Any) -> Any:
+        found = super()._load_model(checkpoint)
+        missing = [k for k in found.missing_keys if not k.endswith("num_batches_tracked")]
+        missing += [key for key, *_ in found.incorrect_shapes]
+        if missing:
+            raise ValueError(
+                "the checkpoint does not fit the config; it lacks, or has in another shape, "
+                f"{', '.join(missing[:3])}{' and others' if len(missing) > 3 else ''}"
+            )
+        return found
 
 
 def kinds_of(model: nn.Module) -> tuple[str, ...]:
@@ -142,14 +162,10 @@ def kinds_of(model: nn.Module) -> tuple[str, ...]:
 
 
 def _run_probes(folder: Path, measurements: Measurements) -> None:
-    """In one process, where the workers that trained are virtual ones."""
     missing = [name for name in PROBES if measurements.missing(name)]
     if not missing:
         return
-    cfg, workers = run_config(folder), measurements.run["workers"]
-    cfg.SOLVER.IMS_PER_BATCH = BNTrainer.auto_scale_workers(cfg, workers).SOLVER.IMS_PER_BATCH
-    cfg.SOLVER.REFERENCE_WORLD_SIZE = 0
-    cfg.MODEL.ROI_BN.VIRTUAL_WORKERS *= workers
+    cfg = run_config(folder, measurements.run, 1)
     subject = Subject(cfg, load_model(cfg, measurements.run, folder), measurements.found)
     for name in missing:
         begin = time.monotonic()
@@ -171,6 +187,16 @@ class Subject:
         name = self.cfg.DATASETS[split][0]
         return probes.probe_loader(self.cfg, name, self.cfg.SOLVER.IMS_PER_BATCH)
 
+    @property
+    def partition(self) -> NormalizationBatch | None:
+        """None: the head knows. Of plain BatchNorm: the worker that it was trained in."""
+        layers = list(self.model.roi_heads.modules())
+        if any(isinstance(layer, RoIBatchNorm2d) for layer in layers):
+            return None
+        if any(isinstance(layer, nn.SyncBatchNorm) for layer in layers):
+            return NormalizationBatch(batch="global")
+        return NormalizationBatch(virtual_workers=self.cfg.MODEL.ROI_BN.VIRTUAL_WORKERS)
+
     def batches(self, images: int = PROBE_IMAGES, splits: tuple[str, ...] = ("TEST",)) -> int:
         """How many batches hold so many images, or all there are."""
         there = min(len(self.loader(split)) for split in splits)
@@ -185,6 +211,7 @@ def _decomposition(subject: Subject) -> Any:
         subject.batches(splits=("TRAIN", "TEST")),
         population_loader=BNTrainer.build_population_loader(cfg, cfg.SEED),
         population_batches=cfg.TEST.PRECISE_BN.NUM_ITER,
+        partition=subject.partition,
         evaluate=_evaluator(subject) if "bbox" in _tasks(subject.found) else None,
     )
 
@@ -212,11 +239,15 @@ def _evaluator(subject: Subject) -> Callable[[str], dict[str, dict[str, float]]]
 
 
 PROBES: dict[str, Callable[[Subject], Any]] = {
-    "companion_swap": lambda s: probes.companion_swap(s.model, s.loader(), s.batches()),
-    "cross_roi_jacobian": lambda s: probes.cross_roi_jacobian(
-        s.model, s.loader(), s.batches(JACOBIAN_IMAGES)
+    "companion_swap": lambda s: probes.companion_swap(
+        s.model, s.loader(), s.batches(), partition=s.partition
     ),
-    "statistics_probe": lambda s: probes.statistics_probe(s.model, s.loader(), s.batches()),
+    "cross_roi_jacobian": lambda s: probes.cross_roi_jacobian(
+        s.model, s.loader(), s.batches(JACOBIAN_IMAGES), partition=s.partition
+    ),
+    "statistics_probe": lambda s: probes.statistics_probe(
+        s.model, s.loader(), s.batches(), partition=s.partition
+    ),
     "decomposition": _decomposition,
 }
 

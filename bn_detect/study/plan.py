@@ -1,6 +1,7 @@
 """What a study is: a base config, named arms, seeds, and what to measure; read from a YAML file."""
 
 import difflib
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
@@ -49,6 +50,8 @@ class Study:
     Attributes:
         file: where it was read. name: its heading. question: what it asks.
         base: config file that all arms share; None where the command line names it.
+        options: config keys on top of it, for all arms.
+        imports: Python modules that register datasets and heads; only without training.
         datasets: options by name of those that are made where they are missing.
         seeds: runs per arm, with SEED 1, 2, ...
         arms: at least one, of different names.
@@ -61,6 +64,8 @@ class Study:
     arms: tuple[Arm, ...]
     question: str = ""
     base: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    imports: tuple[str, ...] = ()
     datasets: dict[str, dict[str, Any]] = field(default_factory=dict)
     seeds: int = 1
     measure: tuple[str, ...] = MEASURES
@@ -69,10 +74,10 @@ class Study:
     def arm(self, name: str) -> Arm:
         return next(arm for arm in self.arms if arm.name == name)
 
-    def options(self, arm: Arm) -> dict[str, Any]:
-        """The arm's options, on top of those of the arm whose checkpoint it takes."""
-        below = self.arm(arm.inference_of).options if arm.inference_of else {}
-        return {**below, **arm.options}
+    def options_of(self, arm: Arm) -> dict[str, Any]:
+        """The study's options, those of the arm whose checkpoint is taken, and the arm's own."""
+        made_by = self.arm(arm.inference_of).options if arm.inference_of else {}
+        return {**self.options, **made_by, **arm.options}
 
 
 def read_study(path: str | Path) -> Study:
@@ -104,9 +109,17 @@ class _Reader:
         known = [f.name for f in fields(Study) if f.name != "file"]
         self.mapping("the study", tree, known, needed=("name", "arms"))
         given = {key: value for key, value in tree.items() if value is not None}
-        self.kinds("", given, name=str, question=str, base=str, train=bool, measure=list)
+        kinds = {"name": str, "question": str, "base": str, "options": dict, "imports": list}
+        self.kinds("", given, **kinds, train=bool, measure=list)
+        self.check_options("", given.get("options", {}))
+        given["imports"] = tuple(given.get("imports", ()))
+        if given["imports"] and given.get("train", True):
+            raise self.error(
+                f"imports is {list(given['imports'])}, but train is true, and tools/train_net.py "
+                "imports nothing; train with your own program, and measure with train: false"
+            )
         if "base" in given:
-            given["base"] = str(self.path.parent / given["base"])
+            given["base"] = os.path.normpath(self.path.parent / given["base"])
             if not Path(given["base"]).is_file():
                 raise self.error(f"base is {tree['base']!r}, but there is no {given['base']}")
         elif given.get("train", True):
@@ -150,14 +163,17 @@ class _Reader:
                     )
             if not arm.slug:
                 raise self.error(f"{where}: name is {arm.name!r}; it needs a letter or a digit")
-            for key in _OF_THE_RUN:
-                if key in arm.options:
-                    raise self.error(
-                        f"arm {arm.name!r}: options: {key} is {arm.options[key]!r}, but each run "
-                        "gets its own; leave it out"
-                    )
+            self.check_options(f"arm {arm.name!r}: ", arm.options)
             arms.append(arm)
         return tuple(arms)
+
+    def check_options(self, where: str, options: dict) -> None:
+        for key in _OF_THE_RUN:
+            if key in options:
+                raise self.error(
+                    f"{where}options: {key} is {options[key]!r}, but each run gets its own; leave "
+                    "it out"
+                )
 
     def check_inference(self, study: Study) -> None:
         trained = [arm.name for arm in study.arms if arm.inference_of is None]

@@ -28,8 +28,9 @@ class Run:
         settings: the resolved config as YAML, less the output folder.
         weights: the checkpoint to measure, a path or URL; the run's own where it `trains`.
         trains: whether the run makes it.
-        workers: processes (GPUs) that train it.
-        measure: of `plan.MEASURES`.
+        workers: processes (GPUs) that train it, or did.
+        processes: that the run itself needs at most.
+        measure: of `plan.MEASURES`. imports: modules to import first.
         iterations: of training; 0 where it does not train.
         train_options: config keys and values for the training only.
         on_gpu: whether it needs one.
@@ -43,7 +44,9 @@ class Run:
     weights: str
     trains: bool
     workers: int
+    processes: int
     measure: tuple[str, ...]
+    imports: tuple[str, ...]
     iterations: int
     train_options: tuple[str, ...]
     on_gpu: bool
@@ -94,7 +97,7 @@ def plan_runs(
 
     Args:
         output: the study's folder.
-        workers: processes (GPUs) of a run.
+        workers: processes (GPUs) of a run; of a study that trains nothing, those that trained.
         weights: the checkpoint of a study that trains nothing.
         here: see `arm_config`.
 
@@ -122,7 +125,9 @@ def plan_runs(
             weights=str(own) if study.train else _absolute(weights),
             trains=trains,
             workers=workers,
+            processes=workers if study.train else 1,
             measure=study.measure,
+            imports=study.imports,
             iterations=scaled.SOLVER.MAX_ITER if trains else 0,
             train_options=("DATASETS.TEST", "()") if again else (),
             on_gpu=cfg.MODEL.DEVICE != "cpu",
@@ -177,7 +182,8 @@ def prepare_folders(runs: Sequence[Run]) -> None:
         run.folder.mkdir(parents=True, exist_ok=True)
         text = run.settings.encode()
         write_atomically(run.folder / "settings.yaml", lambda file, text=text: file.write(text))
-        write_json(run.folder / "run.json", {**run.identity(), "measure": list(run.measure)})
+        more = {"processes": run.processes, "measure": run.measure, "imports": run.imports}
+        write_json(run.folder / "run.json", run.identity() | more)
         if run.status().get("state") == "failed":  # it gets another try
             run.set_status("waiting")
 

@@ -23,7 +23,7 @@ def cores() -> int:
 
 def default_jobs(run: Run) -> int:
     """One on GPUs; on CPU as many as give each worker of each run a core."""
-    return 1 if run.on_gpu else max(1, cores() // run.workers)
+    return 1 if run.on_gpu else max(1, cores() // run.processes)
 
 
 def environments(run: Run, jobs: int) -> list[dict[str, str]]:
@@ -33,16 +33,16 @@ def environments(run: Run, jobs: int) -> list[dict[str, str]]:
         ValueError: there are fewer GPUs.
     """
     if not run.on_gpu:
-        threads = str(max(1, cores() // (jobs * run.workers)))
+        threads = str(max(1, cores() // (jobs * run.processes)))
         return [{"OMP_NUM_THREADS": threads}] * jobs
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
-    if jobs * run.workers > len(gpus):
+    if jobs * run.processes > len(gpus):
         raise ValueError(
-            f"--jobs {jobs} with --num-gpus {run.workers} needs {jobs * run.workers} GPUs; there "
-            f"are {len(gpus)}"
+            f"--jobs {jobs} with {run.processes} GPUs each needs {jobs * run.processes}; there are "
+            f"{len(gpus)}"
         )
-    parts = [gpus[job * run.workers : (job + 1) * run.workers] for job in range(jobs)]
+    parts = [gpus[job * run.processes : (job + 1) * run.processes] for job in range(jobs)]
     return [{"CUDA_VISIBLE_DEVICES": ",".join(part)} for part in parts]
 
 

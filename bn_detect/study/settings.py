@@ -23,7 +23,7 @@ def arm_config(study: Study, arm: Arm, *, workers: int, here: bool) -> CfgNode:
     options: list = []
     try:
         _read(study, options)
-        for key, value in study.options(arm).items():
+        for key, value in study.options_of(arm).items():
             options += [key, value]
             try:
                 cfg = _read(study, options)

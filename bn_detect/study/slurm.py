@@ -66,8 +66,8 @@ def _executor(folder: Path, run: Run, cluster: str) -> Any:
         timeout_min=60 * HOURS,
         nodes=1,
         tasks_per_node=1,
-        cpus_per_task=CORES_PER_WORKER * run.workers,
-        gpus_per_node=run.workers if run.on_gpu else 0,
+        cpus_per_task=CORES_PER_WORKER * run.processes,
+        gpus_per_node=run.processes if run.on_gpu else 0,
     )
     return executor
 

@@ -1,0 +1,173 @@
+"""Every mistake in a study's file is found before anything runs."""
+
+import dataclasses
+import json
+
+import pytest
+import yaml
+
+from bn_detect.study.main import main
+from bn_detect.study.plan import MEASURES, Arm, Study, read_study
+from bn_detect.study.settings import arm_config
+
+from ..engine.conftest import REPOSITORY
+
+STUDIES = REPOSITORY / "configs" / "studies"
+WORKER = {"name": "worker", "options": {"MODEL.ROI_BN.BATCH": "worker"}}
+
+
+def tree(**changes) -> dict:
+    base = str(REPOSITORY / "configs/neon/faster_rcnn_lean_FPN_worker.yaml")
+    return {"name": "a study", "base": base, "arms": [WORKER], **changes}
+
+
+def write(folder, content) -> str:
+    path = folder / "study.yaml"
+    path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+    return str(path)
+
+
+def arms(*more: dict) -> dict:
+    return tree(arms=[WORKER, *more])
+
+
+MISTAKES = {
+    "no YAML": ("{", ["study.yaml"]),
+    "a list": ("- name", ["the study is ['name']", "mapping"]),
+    "unknown key": (tree(seed=3), ["the key is 'seed'", "did you mean seeds?"]),
+    "no name": ({"base": "x", "arms": []}, ["name is missing"]),
+    "no arms": (tree(arms=[]), ["arms is []", "at least one"]),
+    "arms of another kind": (tree(arms="worker"), ["arms is 'worker'", "list"]),
+    "no base": (tree(base=None), ["base", "config file"]),
+    "base not there": (tree(base="gone.yaml"), ["base is 'gone.yaml'"]),
+    "seeds": (tree(seeds=0), ["seeds is 0"]),
+    "seeds of another kind": (tree(seeds=True), ["seeds is True"]),
+    "measure": (tree(measure=["swap"]), ["measure[0] is 'swap'", "companion_swap"]),
+    "nothing to measure": (tree(measure=[]), ["measure is empty"]),
+    "arm without name": (arms({"options": {}}), ["arms[1]: name is missing"]),
+    "arm's key": (arms({"name": "b", "option": {}}), ["'option'", "did you mean options?"]),
+    "arm's kind": (arms({"name": "b", "options": [1]}), ["arms[1]: options is [1]", "mapping"]),
+    "same name": (arms({"name": "Worker!"}), ["arms[1]: name is 'Worker!'", "'worker'"]),
+    "no letter": (arms({"name": "!"}), ["arms[1]: name is '!'"]),
+    "inference of none": (
+        arms({"name": "b", "inference_of": "wroker"}),
+        ["arm 'b': inference_of is 'wroker'", "did you mean worker?"],
+    ),
+    "inference of inference": (
+        arms({"name": "b", "inference_of": "worker"}, {"name": "c", "inference_of": "b"}),
+        ["arm 'c': inference_of is 'b'", "trained: worker"],
+    ),
+    "key of the run": (tree(options={"SEED": 1}), ["options: SEED is 1"]),
+    "arm's key of the run": (
+        arms({"name": "b", "options": {"OUTPUT_DIR": "x"}}),
+        ["arm 'b'", "OUTPUT_DIR is 'x'"],
+    ),
+    "config key": (
+        arms({"name": "b", "options": {"MODEL.ROI_BN.BACH": "worker"}}),
+        ["arm 'b'", "MODEL.ROI_BN.BACH: 'worker'", "did you mean MODEL.ROI_BN.BATCH?"],
+    ),
+    "config key of all arms": (
+        tree(options={"SOLVER.STEP": 1}),
+        ["SOLVER.STEP: 1", "SOLVER.STEPS"],
+    ),
+    "config value": (
+        arms({"name": "b", "options": {"SOLVER.MAX_ITER": "many"}}),
+        ["arm 'b'", "SOLVER.MAX_ITER", "'many'"],
+    ),
+    "setting": (
+        arms({"name": "b", "options": {"MODEL.ROI_BN.BATCH": "gpu"}}),
+        ["arm 'b'", "'gpu'", "shuffled"],
+    ),
+    "dataset": (tree(datasets={"coco": {}}), ["datasets: 'coco'", "leaky_shapes"]),
+    "dataset's option": (
+        tree(datasets={"leaky_shapes": {"corelation": 1}}),
+        ["leaky_shapes: corelation: 1", "did you mean correlation?"],
+    ),
+    "dataset's value": (
+        tree(datasets={"leaky_shapes": {"correlation": 7}}),
+        ["datasets: leaky_shapes: correlation", "7"],
+    ),
+    "imports that do nothing": (tree(imports=["json"]), ["imports is ['json']"]),
+    "import": (tree(imports=["no_such"], train=False), ["imports: no_such"]),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_ends_before_anything_is_written(mistake, tmp_path, capsys):
+    content, words = MISTAKES[mistake]
+    path = write(tmp_path, content)
+    output = tmp_path / "out"
+    assert main(["--study", path, "--output", str(output), "--dry-run"]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ") and path in printed
+    for word in words:
+        assert word in printed
+    assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--jobs", "0"], ["--jobs is 0"]),
+        (["--seeds", "-1"], ["--seeds is -1"]),
+        (["--weights", "x.pth"], ["--weights x.pth", "trains its arms"]),
+        (["--config-file", "gone.yaml"], ["gone.yaml"]),
+    ],
+)
+def test_a_mistake_on_the_command_line(flags, words, tmp_path, capsys):
+    assert main(["--study", write(tmp_path, tree()), "--dry-run", *flags]) == 2
+    printed = capsys.readouterr().err
+    for word in words:
+        assert word in printed
+
+
+def test_a_study_without_training_needs_config_and_checkpoint(tmp_path, capsys):
+    path = write(tmp_path, tree(train=False, base=None))
+    assert main(["--study", path]) == 2
+    assert "--config-file" in capsys.readouterr().err
+    config = ["--config-file", tree()["base"]]
+    assert main(["--study", path, *config]) == 2
+    assert "--weights" in capsys.readouterr().err
+    assert main(["--study", path, *config, "--weights", "gone.pth"]) == 2
+    assert "gone.pth: no such file" in capsys.readouterr().err
+
+
+def test_options_of_the_study_the_checkpoint_and_the_arm_add_up():
+    study = Study(
+        file="x",
+        name="x",
+        options={"A": 0, "B": 0, "C": 0},
+        arms=(Arm("one", {"B": 1, "C": 1}), Arm("two", {"C": 2}, inference_of="one")),
+    )
+    assert study.options_of(study.arms[0]) == {"A": 0, "B": 1, "C": 1}
+    assert study.options_of(study.arms[1]) == {"A": 0, "B": 1, "C": 2}
+
+
+@pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_shipped_study_is_valid(path):
+    study = read_study(path)
+    workers = 8 if path.stem == "table6" else 1
+    if study.train:
+        for arm in study.arms:
+            arm_config(study, arm, workers=workers, here=False)
+    assert json.dumps(dataclasses.asdict(study))
+    assert set(study.measure) <= set(MEASURES) and study.question
+
+
+def test_table6_is_what_its_configs_say():
+    """The arms are deltas over one of the seven configs, and must resolve to each of them."""
+    study = read_study(STUDIES / "table6.yaml")
+    rows = ("bn_1image", "bn_2images", "bn_2images_minibatch", "shuffled_1image")
+    rows += ("shuffled_2images", "global", "nonorm")
+    assert len(study.arms) == len(rows)
+    for arm, row in zip(study.arms, rows, strict=True):
+        ours = arm_config(study, arm, workers=8, here=False).clone()
+        file = f"mask_rcnn_R_50_FPN_3x_{row}.yaml"
+        base = str(REPOSITORY / "configs/COCO-InstanceSegmentation" / file)
+        alone = Study(file=file, name=row, base=base, arms=(Arm(row),))
+        theirs = arm_config(alone, alone.arms[0], workers=8, here=False)
+        ours.defrost()
+        ours.OUTPUT_DIR = theirs.OUTPUT_DIR
+        if row == "nonorm":  # nothing to group
+            ours.MODEL.ROI_BN.BATCH = theirs.MODEL.ROI_BN.BATCH
+        assert ours.dump() == theirs.dump(), row
