@@ -53,6 +53,11 @@ def add_bn_detect_config(cfg: CN) -> None:
     # Iterations between passes; 0: before each evaluation. Always at the end as well.
     _C.TEST.PRECISE_BN.PERIOD = 0
 
+    # "SGD", as in Detectron2, or "ADAMW".
+    _C.SOLVER.OPTIMIZER = "SGD"
+    # Learning rate of the backbone's parameters, relative to BASE_LR.
+    _C.SOLVER.BACKBONE_MULTIPLIER = 1.0
+
     # Detectron2's keypoint head has no norm: "", "GN", "BN", ... as in the other heads.
     _C.MODEL.ROI_KEYPOINT_HEAD.NORM = ""
 

@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, build_detection_test_loader
 from detectron2.engine import (
@@ -25,12 +26,14 @@ from detectron2.evaluation import (
 )
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
+from torch import nn
 
 from ..data.resumable_loader import ResumableTrainLoader, build_resumable_train_loader
 from .amp import CPUAMPTrainer
 from .checkpointer import AtomicCheckpointer
 from .hooks import AverageRunningStatistics, FreezeBN, PreciseBN, SeedIteration
 from .log_statistics import LogStatistics
+from .optimizer import build_optimizer
 from .validation import validate_config
 
 
@@ -150,6 +153,10 @@ class BNTrainer(DefaultTrainer):
             period=period,
             output_dir=self.cfg.OUTPUT_DIR,
         )
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        return build_optimizer(cfg, model)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode):

@@ -22,6 +22,7 @@ from ..modeling import (
     BNRes5ROIHeads,
     BNStandardROIHeads,
 )
+from .optimizer import OPTIMIZERS
 from .population import ROI_SOURCES
 
 _LAYOUT_GIVERS = (BNStandardROIHeads, BNCascadeROIHeads, BNRes5ROIHeads)
@@ -39,6 +40,11 @@ def validate_config(cfg: CfgNode, world_size: int, *, trains: bool = True) -> No
     if trains:
         _check_images(cfg, world_size)
     _check_population(cfg)
+    if cfg.SOLVER.OPTIMIZER not in OPTIMIZERS:
+        raise ValueError(
+            f"SOLVER.OPTIMIZER is {cfg.SOLVER.OPTIMIZER!r}; it must be one of "
+            f"{', '.join(OPTIMIZERS)}"
+        )
 
     heads = _heads_with_bn(cfg)
     changed = _changed_roi_bn_keys(cfg)

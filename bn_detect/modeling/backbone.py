@@ -1,10 +1,11 @@
-"""A small ResNet-FPN to train from scratch on a CPU."""
+"""Small backbones to train from scratch on a CPU."""
 
 from detectron2.config import CfgNode
-from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY
+from detectron2.layers import Conv2d, ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from detectron2.modeling.backbone import FPN, BasicStem, ResNet
 from detectron2.modeling.backbone.resnet import BasicBlock
+from torch import Tensor, nn
 
 
 @BACKBONE_REGISTRY.register()
@@ -37,3 +38,39 @@ def build_lean_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
         out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
         norm=cfg.MODEL.FPN.NORM,
     )
+
+
+class SmallConvBackbone(Backbone):
+    """Four 3x3 convolutions with ReLU and without norm: stride 8, a receptive field of 31 pixels.
+
+    What is more than 15 pixels from a position does not reach it, so that the features of objects
+    that lie apart are independent of one another.
+
+    Args:
+        in_channels: of the image.
+        channels: of each convolution.
+    """
+
+    def __init__(self, in_channels: int = 3, channels: tuple[int, ...] = (16, 24, 32, 32)) -> None:
+        super().__init__()
+        layers = []
+        for out_channels, stride in zip(channels, (2, 2, 2, 1), strict=True):
+            conv = Conv2d(in_channels, out_channels, 3, stride, padding=1, activation=nn.ReLU())
+            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.zeros_(conv.bias)
+            layers.append(conv)
+            in_channels = out_channels
+        self.body = nn.Sequential(*layers)
+        self._out_features = ["p3"]
+        self._out_feature_channels = {"p3": channels[-1]}
+        self._out_feature_strides = {"p3": 8}
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """(N, C, H, W) images -> p3 (N, channels[-1], H / 8, W / 8)."""
+        return {"p3": self.body(x)}
+
+
+@BACKBONE_REGISTRY.register()
+def build_small_conv_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SmallConvBackbone:
+    """`SmallConvBackbone` with its default channels."""
+    return SmallConvBackbone(input_shape.channels)
