@@ -1,0 +1,24 @@
+"""One thread, as these models are small; and heads that were trained under different batches."""
+
+import pytest
+from torch import nn
+
+from tests.modeling.conftest import one_thread  # noqa: F401
+
+from .toy import detector, train
+
+SETTINGS = {
+    "1 image": {"batch": "images"},
+    "2 images": {"batch": "worker", "virtual_workers": 4},
+    "shuffled": {"batch": "shuffled", "virtual_workers": 8},
+    "global": {"batch": "global"},
+}
+
+
+@pytest.fixture(scope="session")
+def correlated() -> dict[str, nn.Module]:
+    """Heads trained on images whose objects are of one class; half of them show it."""
+    return {
+        name: train(detector(**setting), 300, correlation=1.0, own_evidence=0.5)
+        for name, setting in SETTINGS.items()
+    }
