@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from ..engine.trainer import BNTrainer
 from ..files import write_atomically, write_json
 from .metrics import latest
@@ -158,22 +160,32 @@ def check_folders(runs: Sequence[Run]) -> None:
     """Raise ValueError where a folder holds a run with other settings."""
     for run in runs:
         found = read_json(run.folder / "run.json")
-        wanted = run.identity()
-        kept = {key: found.get(key) for key in wanted}
-        settings = run.folder / "settings.yaml"
-        if not found or (kept == wanted and settings.read_text() == run.settings):
+        if not found:
             continue
+        kept = yaml.safe_load((run.folder / "settings.yaml").read_text())
+        old = _flat({key: found.get(key) for key in run.identity()}) | _flat(kept)
+        new = _flat(run.identity()) | _flat(yaml.safe_load(run.settings))
         differ = [
-            f"{key} {kept[key]!r}, not {wanted[key]!r}"
-            for key in wanted
-            if kept[key] != wanted[key]
+            f"{key} {old.get(key)!r}, not {new.get(key)!r}"
+            for key in sorted(old | new)
+            if old.get(key) != new.get(key)
         ]
-        old, new = settings.read_text().splitlines(), run.settings.splitlines()
-        lines = [f"{a.strip()}, not {b.strip()}" for a, b in zip(old, new, strict=False) if a != b]
-        raise ValueError(
-            f"{run.folder} holds a run with other settings ({'; '.join((differ + lines)[:3])}); "
-            "use another --output, or --force to run it anew"
-        )
+        if differ:
+            raise ValueError(
+                f"{run.folder} holds a run with other settings ({'; '.join(differ[:3])}); use "
+                "another --output, or --force to run it anew"
+            )
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """The leaves of nested mappings, by dotted key."""
+    if not isinstance(tree, dict):
+        return {prefix[:-1]: tree}
+    return {
+        name: leaf
+        for key, value in tree.items()
+        for name, leaf in _flat(value, f"{prefix}{key}.").items()
+    }
 
 
 def prepare_folders(runs: Sequence[Run]) -> None:

@@ -47,7 +47,7 @@ def environments(run: Run, jobs: int) -> list[dict[str, str]]:
 
 
 def run_here(groups: Sequence[Group], jobs: int, watch: Callable[[], None]) -> None:
-    """Do all groups, `jobs` of them at once; call `watch` once a second.
+    """Do all groups, `jobs` of them at once; call `watch` once a second, and at the end.
 
     However this ends, no process that it started is left.
     """
@@ -66,6 +66,7 @@ def run_here(groups: Sequence[Group], jobs: int, watch: Callable[[], None]) -> N
                 watch()
                 watched = time.monotonic()
             time.sleep(POLL_SECONDS)
+        watch()
     finally:
         for work in active.values():
             work.close()
