@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
 from sklearn.preprocessing import StandardScaler
@@ -79,19 +78,18 @@ class _Split:
         self.train, self.test = train, test
         scaler = StandardScaler().fit(vectors[train])
         scaled = scaler.transform(vectors)
-        size = min(DIMENSIONS, vectors.shape[1], len(train) - 1)
-        pca = PCA(size, random_state=0).fit(scaled[train])
+        _, spread, directions = np.linalg.svd(scaled[train], full_matrices=False)
         # Of equal vectors, as images of one group have, there are fewer directions than samples.
-        spread = np.sqrt(pca.explained_variance_)
-        kept = spread > 1e-3 * spread[0]
-        projected = pca.transform(scaled)[:, kept] / spread[kept]
+        kept = spread[:DIMENSIONS] > max(1e-3 * spread[0], 1e-9)
+        scale = np.sqrt(len(train)) / spread[:DIMENSIONS][kept]
+        projected = scaled @ directions[:DIMENSIONS][kept].T * scale
         self._train_vectors, self._test_vectors = projected[train], projected[test]
 
     def loss(self, coded: np.ndarray, penalty: float) -> float:
         """Of the held-out predictions of one label (N,) in [0, values): bits, summed."""
         frequency = np.bincount(coded) / len(coded)
         predicted = np.tile(frequency, (len(self.test), 1))
-        if len(np.unique(coded[self.train])) > 1:
+        if len(np.unique(coded[self.train])) > 1 and self._train_vectors.size:
             model = LogisticRegression(C=1 / penalty, max_iter=200)
             model.fit(self._train_vectors, coded[self.train])
             predicted *= CAUTION

@@ -17,7 +17,7 @@ from ..engine.undisturbed import undisturbed
 from ..layers import NormalizationBatch
 from .batches import take
 from .heads import RoIHead
-from .probing import find_head, on_population_statistics, probing
+from .probing import find_head, on_population_statistics, probing, require_one_process
 from .rois import RoIs
 from .torchvision_head import TorchvisionHead
 
@@ -102,6 +102,8 @@ def decomposition(
         ValueError: settings that cannot work, a loader that ends early, a model of a kind that is
             not known.
     """
+    precise = _precise_statistics(model, population_loader, population_batches)
+    require_one_process()
     precise = _precise_statistics(model, population_loader, population_batches)
     found: dict[tuple[str, str], _Tally] = {}
     with probing(model, partition, seed) as (head, groups), torch.no_grad():

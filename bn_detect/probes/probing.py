@@ -43,6 +43,15 @@ class Groups:
         return [indices for indices in groups if len(indices) > 1]
 
 
+def require_one_process() -> None:
+    """Raise ValueError in one of several processes, whose layers may wait for one another."""
+    if default_group() is not None:
+        raise ValueError(
+            "probes run in one process, and this is one of several: call them after "
+            "torch.distributed.destroy_process_group(), or in a process of their own"
+        )
+
+
 @contextlib.contextmanager
 def probing(
     model: nn.Module, partition: NormalizationBatch | None, seed: int
@@ -62,11 +71,7 @@ def probing(
         ValueError: a model of a kind that is not known, layers of unequal normalization batches
             with partition None, or more than one process.
     """
-    if default_group() is not None:
-        raise ValueError(
-            "probes run in one process, and this is one of several: call them after "
-            "torch.distributed.destroy_process_group(), or in a process of their own"
-        )
+    require_one_process()
     model = unwrapped(model)
     head = find_head(model)
     groups = Groups(partition or _own_batch(head))
