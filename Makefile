@@ -10,7 +10,7 @@ RUN = "$(VENV)/bin/python"
 SETUP_FLAGS = $(if $(filter file,$(origin PYTHON)),,--same-python)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data demo test lint format clean
+.PHONY: help setup data demo study test lint format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -24,8 +24,12 @@ setup:  ## virtual environment with torch, Detectron2 and this package
 data: setup  ## the demo's dataset, NEON trees
 	@$(RUN) tools/prepare_data.py neon-trees
 
-demo: data  ## train on NEON trees under two normalization batches, compare them
+demo: data  ## train on NEON trees under two normalization batches; a leakage study of one seed
 	@$(RUN) tools/demo.py
+	@$(RUN) tools/leakage_study.py --study configs/studies/demo.yaml --seeds 1 --output output/demo/leakage
+
+study: setup  ## the leakage study with 5 seeds: does a head cheat, and what repairs it?
+	@$(RUN) tools/leakage_study.py --study configs/studies/demo.yaml
 
 test: lint  ## set-up, style, all tests
 	$(RUN) -m pytest tests -q -n 2 --dist loadfile --no-loadscope-reorder --durations=10 $(PYTEST_ARGS)
