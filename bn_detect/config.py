@@ -26,6 +26,9 @@ def add_bn_detect_config(cfg: CN) -> None:
     # How "shuffled" is done: "statistics" reduces the statistics of the groups and leaves the RoIs
     # where they are; "features" moves the RoI features between the workers. Same results.
     _C.MODEL.ROI_BN.EXCHANGE = "statistics"
+    # "shuffled" within groups of this many consecutive workers (virtual ones count), say those of
+    # one node, each group by itself; 0: all workers.
+    _C.MODEL.ROI_BN.SHUFFLE_GROUPS = 0
     # What normalizes at inference: "population" (the moving average, or PreciseBN's estimate) or
     # "minibatch" (the RoIs of TEST_IMAGES_PER_GROUP test images).
     _C.MODEL.ROI_BN.TEST_STATS = "population"
@@ -74,6 +77,7 @@ def normalization_batch(cfg: CN) -> NormalizationBatch:
         images_per_group=roi_bn.IMAGES_PER_GROUP,
         virtual_workers=roi_bn.VIRTUAL_WORKERS,
         exchange=roi_bn.EXCHANGE,
+        shuffle_groups=roi_bn.SHUFFLE_GROUPS,
         test_stats=roi_bn.TEST_STATS,
         test_images_per_group=roi_bn.TEST_IMAGES_PER_GROUP,
         seed=max(cfg.SEED, 0),  # -1 asks for a random start; shuffles are the same on all workers

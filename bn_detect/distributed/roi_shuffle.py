@@ -27,6 +27,15 @@ def balanced_owner(total: int, parts: int) -> Tensor:
     )
 
 
+def shuffled_owner(total: int, parts: int, generator: torch.Generator) -> Tensor:
+    """(total,) int64: the part that each RoI is dealt to, by the draw of `plan_shuffle`."""
+    # Position p of the shuffled order holds RoI permutation[p], which so goes to p's owner.
+    permutation = torch.randperm(total, generator=generator)
+    owner = torch.empty_like(permutation)
+    owner[permutation] = balanced_owner(total, parts)
+    return owner
+
+
 @dataclass(frozen=True)
 class ShufflePlan:
     """Where the rows of one shuffle went.

@@ -13,9 +13,10 @@ from detectron2.engine import default_argument_parser, default_setup
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
-from ..config import add_bn_detect_config
+from ..config import add_bn_detect_config, normalization_batch
 from ..data import check_datasets
 from ..data.subset import register_subsets
+from ..distributed.neighbours import neighbours
 from ..files import write_json
 from .checkpointer import AtomicCheckpointer
 from .evaluation import (
@@ -122,6 +123,9 @@ def work(args: argparse.Namespace) -> None:
     if cfg.MODEL.DEVICE == "cpu":
         share_cores()
     default_setup(cfg, args)
+    if not args.eval_only:  # here, where the time-out is known; the heads look them up
+        ranks = normalization_batch(cfg).shuffling_processes(comm.get_world_size())
+        neighbours(ranks, timeout=timedelta(seconds=args.dist_timeout))
     register_subsets([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
     if args.eval_only:
         results = evaluate(cfg, args)

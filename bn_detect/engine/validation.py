@@ -39,6 +39,7 @@ def validate_config(cfg: CfgNode, world_size: int, *, trains: bool = True) -> No
     _check_device(cfg.MODEL.DEVICE)
     if trains:
         _check_images(cfg, world_size)
+        settings.shuffling_processes(world_size)
     _check_population(cfg)
     if cfg.SOLVER.OPTIMIZER not in OPTIMIZERS:
         raise ValueError(

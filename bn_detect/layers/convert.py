@@ -16,6 +16,7 @@ def convert_roi_batchnorm(
     pooler: nn.Module | None = None,
     images_per_group: int = 1,
     virtual_workers: int = 1,
+    shuffle_groups: int = 0,
     seed: int = 0,
     name: str = "roi_head",
     process_group: dist.ProcessGroup | None = None,
@@ -28,7 +29,7 @@ def convert_roi_batchnorm(
     Args:
         module: a RoI head; its BN layers see (R, C, ...), R being the RoIs of this worker.
         pooler: makes the RoIs of this head; needed where the batch depends on the images
-            ("images", or virtual workers under "worker").
+            ("images", or virtual workers under "worker" or in several shuffle groups).
         Others: see `NormalizationBatch` and `RoILayout`.
 
     Returns:
@@ -42,11 +43,14 @@ def convert_roi_batchnorm(
         >>> heads = torchvision_model.roi_heads
         >>> convert_roi_batchnorm(heads.box_head, "shuffled", pooler=heads.box_roi_pool)
     """
-    settings = NormalizationBatch(batch, images_per_group, virtual_workers, seed=seed)
+    settings = NormalizationBatch(
+        batch, images_per_group, virtual_workers, shuffle_groups=shuffle_groups, seed=seed
+    )
     if settings.needs_images and pooler is None:
+        groups = f"and shuffle_groups={shuffle_groups} " if shuffle_groups else ""
         raise ValueError(
             f"convert_roi_batchnorm: batch={batch!r} with virtual_workers={virtual_workers} "
-            "depends on the image of each RoI; pass the head's pooler=..."
+            f"{groups}depends on the image of each RoI; pass the head's pooler=..."
         )
     if not any(isinstance(m, _BatchNorm) for m in module.modules()):
         raise ValueError(f"convert_roi_batchnorm: no BatchNorm layer in {type(module).__name__}")

@@ -18,6 +18,8 @@ class NormalizationBatch:
         images_per_group: for "images"; a worker's last group is smaller where it does not divide.
         virtual_workers: split the images of each process into this many consecutive equal parts,
             each of which counts as a worker.
+        shuffle_groups: for "shuffled": so many consecutive workers shuffle with one another, say
+            those of one node, and each such group of workers by itself; 0: all workers.
         exchange: for "shuffled": "statistics" leaves RoIs where they are and reduces the groups'
             statistics; "features" moves the RoI features before the head and its outputs back.
         test_stats: what normalizes at inference: "population", or "minibatch", where the RoIs of
@@ -37,6 +39,7 @@ class NormalizationBatch:
     exchange: str = "statistics"
     test_stats: str = "population"
     test_images_per_group: int = 1
+    shuffle_groups: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -53,6 +56,17 @@ class NormalizationBatch:
                 f"{self.virtual_workers}: features move between processes only; use "
                 "EXCHANGE 'statistics', or VIRTUAL_WORKERS 1"
             )
+        if self.shuffle_groups < 0:
+            raise ValueError(
+                f"MODEL.ROI_BN.SHUFFLE_GROUPS is {self.shuffle_groups}; it must be a number of "
+                "workers, or 0 for all"
+            )
+        if self.batch == "shuffled" and not _nested(self.shuffle_groups, self.virtual_workers):
+            raise ValueError(
+                f"MODEL.ROI_BN.SHUFFLE_GROUPS is {self.shuffle_groups} with VIRTUAL_WORKERS "
+                f"{self.virtual_workers}: a group of workers would hold a part of a process; use a "
+                "divisor or a multiple of VIRTUAL_WORKERS"
+            )
 
     @property
     def moves_features(self) -> bool:
@@ -63,7 +77,37 @@ class NormalizationBatch:
     def needs_images(self) -> bool:
         """Whether the partition depends on which image a RoI comes from."""
         split = self.virtual_workers > 1 and self.batch == "worker"
+        split |= self.shuffles_in_process and self.shuffle_groups < self.virtual_workers
         return self.batch == "images" or split or self.test_stats == "minibatch"
+
+    @property
+    def shuffles_in_process(self) -> bool:
+        """Whether the workers that shuffle with one another are always of one process."""
+        return self.batch == "shuffled" and 0 < self.shuffle_groups <= self.virtual_workers
+
+    def shuffling_processes(self, processes: int) -> int:
+        """How many consecutive ones of all `processes` shuffle with one another.
+
+        Raises:
+            ValueError: `shuffle_groups` does not divide the workers of all processes.
+        """
+        size, virtual = self.shuffle_groups, self.virtual_workers
+        if self.batch != "shuffled" or size == 0:
+            return processes
+        workers = processes * virtual
+        if workers % size:
+            right = [n for n in range(1, workers + 1) if workers % n == 0 and _nested(n, virtual)]
+            raise ValueError(
+                f"MODEL.ROI_BN.SHUFFLE_GROUPS is {size}, which does not divide the {workers} "
+                f"workers ({processes} processes, VIRTUAL_WORKERS {virtual}); use one of "
+                f"{', '.join(map(str, right))}, or 0 for all workers"
+            )
+        return max(1, size // virtual)
+
+
+def _nested(a: int, b: int) -> bool:
+    """Whether one is a multiple of the other."""
+    return a % b == 0 or b % a == 0
 
 
 def _one_of(key: str, value: str, valid: tuple[str, ...]) -> None:

@@ -2,8 +2,7 @@
 
 import contextlib
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -11,17 +10,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..distributed.collectives import all_gather_int, default_group, rank, world_size
-from ..distributed.roi_shuffle import ShufflePlan, balanced_owner, shuffle_rois
+from ..distributed.neighbours import neighbours
+from ..distributed.roi_shuffle import ShufflePlan, shuffle_rois, shuffled_owner
 from .normalization_batch import NormalizationBatch
-
-
-class Partition(NamedTuple):
-    """group (R,) int64 in [0, num_groups) of this process's RoIs; the groups span `process_group`
-    (None: they are the process's own)."""
-
-    group: Tensor
-    num_groups: int
-    process_group: dist.ProcessGroup | None
+from .partition import Partition, by_image, runs_of_images
 
 
 class RoILayout:
@@ -35,7 +27,8 @@ class RoILayout:
     Args:
         settings: the normalization batch.
         name: of the head; heads of other names draw other shuffles.
-        process_group: the workers; default: all ranks there are when a partition is made.
+        process_group: the workers; default: all ranks there are when a partition is made. Not
+            together with `settings.shuffle_groups`, which are groups of all ranks.
 
     Attributes:
         rois_per_image: of the latest recording, on this rank; None before the first.
@@ -50,6 +43,12 @@ class RoILayout:
         self.settings = settings or NormalizationBatch()
         self.name = name
         self.rois_per_image: tuple[int, ...] | None = None
+        if process_group is not None and self.settings.shuffle_groups:
+            raise ValueError(
+                f"{name}: process_group was given, and shuffle_groups is "
+                f"{self.settings.shuffle_groups}; use one of them, a process_group of the workers "
+                "that shuffle with one another or shuffle_groups of all ranks"
+            )
         self._process_group = process_group
         self._iteration = 0
         self._draw = 0  # counts the partitions since `set_iteration`
@@ -114,6 +113,18 @@ class RoILayout:
         """The workers; None where there is only this process."""
         return self._process_group or default_group()
 
+    def shuffle_group(self) -> dist.ProcessGroup | None:
+        """The processes that shuffle with this one; None where there is only this process.
+
+        Where not all do, the first call is a collective over all ranks (see `neighbours`).
+
+        Raises:
+            ValueError: `settings.shuffle_groups` does not divide the workers.
+        """
+        everyone = self.process_group
+        ranks = self.settings.shuffling_processes(world_size(everyone))
+        return everyone if ranks == world_size(everyone) else neighbours(ranks)
+
     def generator(self) -> torch.Generator:
         """The generator of this forward's shuffle: same seed, iteration and head, same state."""
         key = [self.settings.seed, zlib.crc32(self.name.encode()), self._iteration, self._draw]
@@ -124,7 +135,7 @@ class RoILayout:
         """Move this forward's RoIs (R, ...) between the workers; see `shuffle_rois`."""
         if self.rois_per_image is None and not _in_backward():
             self.redraw()
-        return shuffle_rois(x, self.generator(), self.process_group)
+        return shuffle_rois(x, self.generator(), self.shuffle_group())
 
     def partition(
         self, num_rois: int, device: torch.device, training: bool = True, layer: int | None = None
@@ -173,46 +184,40 @@ class RoILayout:
         if not training:
             images, size = len(self._images(num_rois)), settings.test_images_per_group
             groups = [i // size for i in range(images)]
-            return self._by_image(groups, -(-images // size), device)
-        if settings.batch == "images":
-            return self._by_image(*self._image_groups(num_rois), device)
-        if settings.batch == "worker" and settings.virtual_workers > 1:
-            per_worker = self._images_per_virtual_worker(num_rois)
-            images = range(len(self._images(num_rois)))
-            return self._by_image(
-                [i // per_worker for i in images], settings.virtual_workers, device
-            )
+            return by_image(groups, self.rois_per_image, -(-images // size), device)
+        split = settings.batch == "worker" and settings.virtual_workers > 1
+        if settings.batch == "images" or split:
+            images = self._images_per_virtual_worker(num_rois)
+            size = max(1, images) if split else settings.images_per_group
+            groups, number = runs_of_images(settings.virtual_workers, images, size)
+            return by_image(groups, self.rois_per_image, number, device)
         if settings.batch == "shuffled" and not settings.moves_features:
             return self._shuffled(num_rois, device)
         span = self.process_group if settings.batch == "global" else None
         return Partition(torch.zeros(num_rois, dtype=torch.int64, device=device), 1, span)
 
     def _shuffled(self, num_rois: int, device: torch.device) -> Partition:
-        span = self.process_group
+        virtual, size = self.settings.virtual_workers, self.settings.shuffle_groups
+        if self.settings.shuffles_in_process:
+            parts = [
+                part * size + shuffled_owner(rois, size, self.generator())
+                for part, rois in enumerate(self._rois_per_shuffle_group(num_rois))
+            ]
+            return Partition(torch.cat(parts).to(device), virtual, None)
+        span = self.shuffle_group()
         counts = all_gather_int(num_rois, device, span)
-        groups = world_size(span) * self.settings.virtual_workers
-        # Position p of the shuffled order holds RoI permutation[p]: its group is p's owner.
-        permutation = torch.randperm(sum(counts), generator=self.generator())
-        group = torch.empty_like(permutation)
-        group[permutation] = balanced_owner(sum(counts), groups)
+        groups = world_size(span) * virtual
         start = sum(counts[: rank(span)])
+        group = shuffled_owner(sum(counts), groups, self.generator())
         return Partition(group[start : start + num_rois].to(device), groups, span)
 
-    def _image_groups(self, num_rois: int) -> tuple[list[int], int]:
-        """The group of each image under "images", and their number."""
-        size = self.settings.images_per_group
-        per_worker = self._images_per_virtual_worker(num_rois)
-        groups_per_worker = max(1, -(-per_worker // size))  # one empty group where no image is
-        images = range(len(self._images(num_rois)))
-        groups = [i // per_worker * groups_per_worker + i % per_worker // size for i in images]
-        return groups, groups_per_worker * self.settings.virtual_workers
-
-    def _by_image(self, group_of_image: Iterable[int], groups: int, device) -> Partition:
-        counts = torch.tensor(self.rois_per_image, dtype=torch.int64)
-        group = torch.repeat_interleave(
-            torch.tensor(list(group_of_image), dtype=torch.int64), counts
-        )
-        return Partition(group.to(device), groups, None)
+    def _rois_per_shuffle_group(self, num_rois: int) -> list[int]:
+        """Of this process, which holds whole groups of workers that shuffle."""
+        parts = self.settings.virtual_workers // self.settings.shuffle_groups
+        if parts == 1:
+            return [num_rois]
+        images = self._images_per_virtual_worker(num_rois) * self.settings.shuffle_groups
+        return [sum(self._images(num_rois)[i * images : (i + 1) * images]) for i in range(parts)]
 
     def _images_per_virtual_worker(self, num_rois: int) -> int:
         images, workers = len(self._images(num_rois)), self.settings.virtual_workers

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from bn_detect.distributed import shuffle_rois, unshuffle_rois
+from bn_detect.distributed import unshuffle_rois
 from bn_detect.layers import (
     NormalizationBatch,
     RoILayout,
@@ -24,6 +24,7 @@ STEPS = {  # RoIs of each worker in each step
     3: [(5, 3, 0), (0, 8, 1), (0, 0, 0), (1, 7, 4), (3, 0, 3)],
     4: [(5, 3, 0, 2), (0, 0, 8, 0), (0, 0, 0, 0), (1, 7, 2, 1), (0, 1, 3, 4)],
 }
+STEPS[8] = [many + few for many, few in zip(STEPS[4], STEPS[4][::-1], strict=True)]
 FULL_STEPS = {2: [(5, 3), (1, 7)], 3: [(5, 3, 2), (1, 7, 4)], 4: [(5, 3, 1, 2), (1, 7, 2, 1)]}
 
 
@@ -37,6 +38,7 @@ class Case(NamedTuple):
     fc: bool = False  # Linear layers on (R, C); running statistics averaged in every step
     full: bool = False  # steps in which no worker is without RoIs
     dtype: torch.dtype = torch.float64
+    shuffle_groups: int = 0
 
     @property
     def one_process(self) -> "Case":
@@ -92,25 +94,32 @@ def worker_rois(case: Case, rois: int, worker: int, step: int) -> tuple[Tensor, 
     return x.to(case.dtype), torch.bincount(image, minlength=IMAGES).tolist()
 
 
-def train(case: Case, world_size: int, rank: int | None) -> dict:
-    """SGD on the RoIs of `rank`, or in one process on all ranks' (None) as virtual workers.
+def train(case: Case, num_workers: int, rank: int | None, virtual: int = 1) -> dict:
+    """SGD on the RoIs of `rank`, which has `virtual` workers, or in one process on all (None).
 
     Returns outputs (per step), input_gradients (per step), gradients (per step, summed over ranks),
     and buffers at the end (averaged over ranks).
     """
-    workers = range(world_size) if rank is None else [rank]
-    batch = "worker" if case.batch == "torch" else case.batch
-    layout = RoILayout(
-        NormalizationBatch(batch, case.images_per_group, len(workers), case.exchange, seed=3)
+    workers = range(num_workers)
+    if rank is not None:
+        workers = workers[rank * virtual : (rank + 1) * virtual]
+    settings = NormalizationBatch(
+        "worker" if case.batch == "torch" else case.batch,
+        case.images_per_group,
+        len(workers),
+        case.exchange,
+        shuffle_groups=case.shuffle_groups,
+        seed=3,
     )
+    layout = RoILayout(settings)
     head = make_head(case, layout)
     results = {"outputs": [], "input_gradients": [], "gradients": []}
-    for step, split in enumerate((FULL_STEPS if case.full else STEPS)[world_size]):
+    for step, split in enumerate((FULL_STEPS if case.full else STEPS)[num_workers]):
         parts = [worker_rois(case, split[w], w, step) for w in workers]
         x = torch.cat([x for x, _ in parts]).requires_grad_()
         layout.record([rois for _, images in parts for rois in images])
         if case.exchange == "features":
-            moved, plan = shuffle_rois(x, layout.generator())
+            moved, plan = layout.shuffle(x)
             y = unshuffle_rois(head(moved), plan)
         else:
             y = head(x)

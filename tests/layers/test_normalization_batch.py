@@ -27,6 +27,15 @@ from bn_detect.layers import NormalizationBatch
         ),
         ({"virtual_workers": -1}, "MODEL.ROI_BN.VIRTUAL_WORKERS is -1; it must be at least 1"),
         (
+            {"shuffle_groups": -1},
+            "MODEL.ROI_BN.SHUFFLE_GROUPS is -1; it must be a number of workers, or 0 for all",
+        ),
+        (
+            {"batch": "shuffled", "shuffle_groups": 6, "virtual_workers": 4},
+            "MODEL.ROI_BN.SHUFFLE_GROUPS is 6 with VIRTUAL_WORKERS 4: a group of workers would "
+            "hold a part of a process; use a divisor or a multiple of VIRTUAL_WORKERS",
+        ),
+        (
             {"batch": "shuffled", "exchange": "features", "virtual_workers": 2},
             "MODEL.ROI_BN.EXCHANGE is 'features' with VIRTUAL_WORKERS 2: features move between "
             "processes only; use EXCHANGE 'statistics', or VIRTUAL_WORKERS 1",

@@ -70,6 +70,12 @@ ERRORS = [
     ),
     (
         "box",
+        [BATCH, "shuffled", VIRTUAL, 4, "MODEL.ROI_BN.SHUFFLE_GROUPS", 16],
+        "MODEL.ROI_BN.SHUFFLE_GROUPS is 16, which does not divide the 8 workers (2 processes, "
+        "VIRTUAL_WORKERS 4); use one of 1, 2, 4, 8, or 0 for all workers",
+    ),
+    (
+        "box",
         [BATCH, "shuffled", EXCHANGE, "features", VIRTUAL, 2],
         "MODEL.ROI_BN.EXCHANGE is 'features' with VIRTUAL_WORKERS 2: features move between "
         "processes only; use EXCHANGE 'statistics', or VIRTUAL_WORKERS 1",
