@@ -102,7 +102,6 @@ def decomposition(
         ValueError: settings that cannot work, a loader that ends early, a model of a kind that is
             not known.
     """
-    precise = _precise_statistics(model, population_loader, population_batches)
     require_one_process()
     precise = _precise_statistics(model, population_loader, population_batches)
     found: dict[tuple[str, str], _Tally] = {}

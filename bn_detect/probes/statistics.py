@@ -117,7 +117,7 @@ def statistics_probe(
             kept = normalized.nonzero()[0]
             objects += [rois.objects[image] for image in kept]
             of_batch += [step] * len(kept)
-    labels = _labels(objects)
+    labels = _labels(objects) if objects else {}
     rows = []
     for name, parts in vectors.items():
         for label, columns in labels.items():
