@@ -1,0 +1,186 @@
+"""Traffic by formula is what the collectives of real ranks send and receive, to the byte."""
+
+import math
+
+import pytest
+import torch
+from detectron2.layers import ShapeSpec
+from torch import nn
+
+from bn_detect import update_population_stats
+from bn_detect.benchmarks import cost_model
+from bn_detect.benchmarks.all_gather import apply_after_all_gather
+from bn_detect.benchmarks.traffic_count import counted
+from bn_detect.benchmarks.traffic_model import (
+    Collective,
+    Traffic,
+    all_gather_bytes,
+    averaging_bytes,
+    features_bytes,
+    lower_bound_bytes,
+    precise_bn_bytes,
+    received,
+    sent,
+    statistics_bytes,
+    wire,
+)
+from bn_detect.distributed.collectives import default_group
+from bn_detect.layers import NormalizationBatch, average_running_statistics
+from bn_detect.modeling import BNConvFCHead
+from tests.helpers.ranks import run_worlds
+
+ROIS, CHANNELS, SIDE, LAYERS, OUTPUTS, BATCHES = 6, 5, 3, 2, 7, 3
+INPUT_BYTES, OUTPUT_BYTES = 4 * CHANNELS * SIDE * SIDE, 4 * OUTPUTS
+SETTINGS = {
+    "worker": {},
+    "images": {},
+    "global": {},
+    "shuffled": {},
+    "shuffled, virtual workers": {"virtual_workers": 3},
+    "shuffled, pairs": {"shuffle_groups": 2},
+    "shuffled, in a process": {"shuffle_groups": 3, "virtual_workers": 3},
+    "shuffled, features": {"exchange": "features"},
+    "shuffled, features, pairs": {"exchange": "features", "shuffle_groups": 2},
+}
+
+
+def expected(name: str, ranks: int) -> Traffic:
+    spans = 2 if "pairs" in name else ranks
+    features = ROIS, INPUT_BYTES, OUTPUT_BYTES
+    return {
+        "worker": Traffic((), ()),
+        "images": Traffic((), ()),
+        "shuffled, in a process": Traffic((), ()),
+        "global": statistics_bytes(spans, 1, CHANNELS, LAYERS, counts=False),
+        "shuffled": statistics_bytes(spans, spans, CHANNELS, LAYERS),
+        "shuffled, virtual workers": statistics_bytes(spans, 3 * spans, CHANNELS, LAYERS),
+        "shuffled, pairs": statistics_bytes(spans, spans, CHANNELS, LAYERS),
+        "shuffled, features": features_bytes(spans, *features),
+        "shuffled, features, pairs": features_bytes(spans, *features),
+        "all-gather": all_gather_bytes(spans, *features),
+    }[name]
+
+
+def box_head(**settings) -> BNConvFCHead:
+    return BNConvFCHead(
+        ShapeSpec(channels=CHANNELS, height=SIDE, width=SIDE),
+        conv_dims=[CHANNELS] * LAYERS,
+        fc_dims=[OUTPUTS],
+        conv_norm="BN",
+        roi_batch=NormalizationBatch(**settings),
+    )
+
+
+def step(forward, x: torch.Tensor) -> Traffic:
+    with counted() as in_forward:
+        y = forward(x)
+    with counted() as in_backward:
+        y.sum().backward()
+    return Traffic(tuple(in_forward), tuple(in_backward))
+
+
+def on_rank(rank: int, world_size: int) -> dict:
+    x = torch.randn(ROIS, CHANNELS, SIDE, SIDE, requires_grad=True)
+    results = {}
+    for name, settings in SETTINGS.items():
+        head = box_head(batch=name.split(",")[0], **settings)
+        head.roi_layout.record([2, 2, 2])
+        results[name] = step(head, x)
+    head, generator = box_head(), torch.Generator().manual_seed(0)
+    results["all-gather"] = step(
+        lambda x: apply_after_all_gather(head, x, generator, default_group()), x
+    )
+    with counted() as results["averaging"]:
+        average_running_statistics(head)
+    backbone = nn.Sequential(*[nn.BatchNorm2d(CHANNELS) for _ in range(LAYERS)])
+    with counted() as results["precise"]:
+        update_population_stats(backbone, [x.detach()] * BATCHES, BATCHES, progress=False)
+    return results
+
+
+@pytest.fixture(scope="module")
+def worlds() -> dict[int, list[dict]]:
+    return run_worlds(on_rank, [2, 4])
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("name", [*SETTINGS, "all-gather"])
+def test_a_step_is_counted_as_computed(worlds, ranks, name):
+    assert [r[name] for r in worlds[ranks]] == [expected(name, ranks)] * ranks
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_what_is_sent_beside_the_steps(worlds, ranks):
+    for r in worlds[ranks]:
+        assert tuple(r["averaging"]) == averaging_bytes(ranks, CHANNELS, LAYERS)
+        assert tuple(r["precise"]) == precise_bn_bytes(ranks, CHANNELS, LAYERS, BATCHES)
+
+
+def test_counting_ends():
+    before = torch.distributed.all_reduce
+    with pytest.raises(RuntimeError, match="stop"), counted():
+        assert torch.distributed.all_reduce is not before
+        raise RuntimeError("stop")
+    assert torch.distributed.all_reduce is before
+
+
+# The formulas at the paper's sizes.
+
+BOX = 1024, 4 * 256 * 7 * 7, 4 * 1024
+
+
+def test_the_all_gather_way_holds_every_rois_features():
+    """What is known of it: 411 MB after the gather at 8 GPUs, of which 360 MB come by wire."""
+    (_, gather, _), _ = (t := all_gather_bytes(8, *BOX)).forward, t.backward
+    assert (round(gather.received / 1e6), round(gather.wire / 1e6)) == (411, 360)
+    summed = t.backward[-1]  # ring all-reduce: reduce-scatter, then all-gather
+    assert summed.sent == gather.received and summed.wire == 2 * gather.wire
+
+
+def test_ratios_at_8_workers():
+    statistics, features, bound, gather = (
+        cost_model.of_heads(cost_model.WAYS[name], 8).collectives
+        for name in (
+            "`shuffled`, statistics",
+            "`shuffled`, features (all_to_all)",
+            "moving features, lower bound",
+            "shuffling by all-gather",
+        )
+    )
+    for count in (sent, received, wire):
+        assert count(statistics) / count(gather) < 0.001
+        assert 1 < count(features) / count(bound) < 1.0001
+
+
+def test_features_of_two_ranks_half_stay():
+    assert wire(lower_bound_bytes(2, 10, 3, 1).forward) == 10 * (3 + 1) / 2
+
+
+def test_statistics_grow_with_groups_not_with_rois():
+    small, large = (statistics_bytes(8, groups, 256, 4) for groups in (8, 800))
+    assert sent(large.backward) == 100 * sent(small.backward) == 100 * 4 * 8 * 8 * 2 * 256
+
+
+def test_seconds_of_each_collective():
+    link = cost_model.Link("by hand", latency=1.0, bandwidth=8.0)
+    calls = {"all_reduce": (6 + 14.0), "all_gather": (3 + 56.0), "all_to_all": (7 + 7.0)}
+    for kind, expected_seconds in calls.items():
+        received_bytes = 8 * 64 if kind == "all_gather" else 64
+        call = Collective(kind, 8, 64, received_bytes)
+        assert math.isclose(cost_model.seconds([call], link), expected_seconds)
+        assert cost_model.seconds([call] * 3, link) == 3 * expected_seconds
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1 kB"),
+        (2.1e6, "2.1 MB"),
+        (3e9, "3 GB"),
+        (7e15, "7e+03 TB"),
+    ],
+)
+def test_sizes_are_readable(number, text):
+    assert cost_model.size(number) == text
