@@ -8,12 +8,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ..files import write_atomically
 from .figures import draw_figures
-from .scalars import write_scalars
 from .summary import ArmSummary, cells, summarize, table
 
 
 def write_report(results: dict, folder: Path) -> Path:
-    """Write `report.html`, `table.md`, `figures/*.png` and `tensorboard/` from a results.json.
+    """Write `report.html`, `table.md` and `figures/*.png` from a results.json.
 
     The HTML holds its pictures and loads nothing; every name from a config or a dataset is escaped.
 
@@ -22,7 +21,6 @@ def write_report(results: dict, folder: Path) -> Path:
     """
     arms = summarize(results)
     figures = draw_figures(results, arms, folder / "figures")
-    write_scalars(arms, folder / "tensorboard")
     page = _render(results, arms, figures)
     _write(folder / "table.md", f"{table(arms, 'github')}\n")
     _write(folder / "report.html", page)

@@ -66,11 +66,3 @@ def test_a_study_without_any_run_has_a_report_too(tmp_path):
     write_report(study({"a": {}}), tmp_path)
     page = (tmp_path / "report.html").read_text()
     assert "not run" in page and "<img" not in page
-
-
-def test_tensorboard_has_the_scalars(folder):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    (shuffled,) = folder.glob("tensorboard/*_shuffled")
-    events = EventAccumulator(str(shuffled)).Reload()
-    assert [(e.step, e.value) for e in events.Scalars("study/box_AP")] == [(1, 42.0)]
