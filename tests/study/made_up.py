@@ -51,7 +51,7 @@ def study(arms: dict[str, dict], **settings) -> dict:
     return {
         "schema": 1,
         "study": {"name": "made up", "question": "Does it?", "arms": listed, **settings},
-        "versions": {"torch": "2.0"},
+        "versions": {"torch": "2.0", "git commit": 40 * "a"},
         "arms": {name: {"runs": [], "failed": [], **arm} for name, arm in arms.items()},
     }
 
