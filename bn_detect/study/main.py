@@ -149,6 +149,8 @@ def main(arguments: list[str] | None = None) -> int:
         args.jobs = args.jobs or (len(groups) if args.launcher == "slurm" else default_jobs(first))
         if args.dry_run:
             print(plan_table(_runs(groups), args.jobs))
+            if args.force:
+                print("--force: all of these are deleted first and done anew")
             return 0
         if args.launcher == "local":
             environments(first, args.jobs)

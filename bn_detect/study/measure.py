@@ -33,6 +33,7 @@ from ..files import write_json
 from ..layers import NormalizationBatch, RoIBatchNorm2d
 from .metrics import read_metrics, seconds_per_iteration, training_curves, training_summary
 from .runs import read_json
+from .scalars import write_scalars
 
 TIMEOUT = timedelta(minutes=30)
 PROBE_IMAGES = 480  # of each probe, where the dataset has as many
@@ -89,6 +90,7 @@ def measure(folder: Path) -> None:
         measurements = Measurements(folder)
         measurements.complete("evaluation")
     _run_probes(folder, measurements)
+    write_scalars(measurements.found, folder)
 
 
 def _evaluate(folder: Path) -> None:

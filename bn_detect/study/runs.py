@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from detectron2.config import CfgNode
 
 from ..engine.trainer import BNTrainer
 from ..files import write_atomically, write_json
@@ -104,7 +105,7 @@ def plan_runs(
         here: see `arm_config`.
 
     Raises:
-        ValueError: see `arm_config`.
+        ValueError: see `arm_config`; or a config without a dataset.
     """
     configs = {arm.name: arm_config(study, arm, workers=workers, here=here) for arm in study.arms}
 
@@ -133,7 +134,7 @@ def plan_runs(
             iterations=scaled.SOLVER.MAX_ITER if trains else 0,
             train_options=("DATASETS.TEST", "()") if again else (),
             on_gpu=cfg.MODEL.DEVICE != "cpu",
-            datasets=(*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST),
+            datasets=_datasets(study, cfg, trains),
         )
 
     return [
@@ -146,6 +147,20 @@ def plan_runs(
 
 def _users(study: Study, name: str) -> list[str]:
     return [arm.name for arm in study.arms if arm.inference_of == name]
+
+
+def _datasets(study: Study, cfg: CfgNode, trains: bool) -> tuple[str, ...]:
+    """What a run reads; for most probes the images of validation are enough.
+
+    Raises:
+        ValueError: something must be read, but the config names nothing.
+    """
+    training = trains or cfg.TEST.PRECISE_BN.ENABLED
+    training |= not {"evaluation", "decomposition"}.isdisjoint(study.measure)
+    for key, names in (("TEST", cfg.DATASETS.TEST), ("TRAIN", cfg.DATASETS.TRAIN)):
+        if not names and (training or key == "TEST"):
+            raise ValueError(f"{study.file}: DATASETS.{key} is empty; its images are needed")
+    return (*(cfg.DATASETS.TRAIN if training else ()), *cfg.DATASETS.TEST)
 
 
 def _folder(output: Path, slug: str, seed: int) -> Path:

@@ -1,25 +1,36 @@
-"""What a study measured, for TensorBoard."""
+"""What a run measured, for TensorBoard."""
 
-import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from .summary import ArmSummary
+
+def write_scalars(measurements: dict[str, Any], folder: Path) -> None:
+    """Write every single number of a measurements.json to an event file in `folder`."""
+    with SummaryWriter(str(folder)) as writer:
+        for part in ("evaluation", "probes"):
+            for name, value in scalars(measurements[part], part):
+                writer.add_scalar(name, value, measurements["iterations"])
 
 
-def write_scalars(arms: list[ArmSummary], folder: Path) -> None:
-    """A run per arm, and in it a scalar per column of the table, whose step is the seed.
+def scalars(tree: Any, name: str) -> Iterator[tuple[str, float]]:
+    """The numbers in nested mappings, with names such as "evaluation/population/val/bbox/AP".
 
-    The curves of training are in the folders of the runs, where Detectron2 writes them.
+    Of lists, only those whose items are named: BN layers with a label, rows of the decomposition.
     """
-    shutil.rmtree(folder, ignore_errors=True)  # TensorBoard would show older reports too
-    for number, arm in enumerate(arms):
-        with SummaryWriter(str(folder / f"{number}_{_slug(arm.name)}")) as writer:
-            for key, estimate in arm.found.items():
-                for seed, value in zip(arm.seeds, estimate.values, strict=False):
-                    writer.add_scalar(f"study/{_slug(key)}", value, seed)
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from scalars(value, f"{name}/{key}")
+    elif isinstance(tree, list | tuple):
+        for item in tree:
+            names = [item[key] for key in _NAMING if key in item] if isinstance(item, dict) else []
+            if len(names) == 2:
+                rest = {key: value for key, value in item.items() if key not in _NAMING}
+                yield from scalars(rest, "/".join([name, *names]))
+    elif isinstance(tree, int | float):
+        yield name, float(tree)
 
 
-def _slug(name: str) -> str:
-    return "".join(c if c.isalnum() else "_" for c in name)
+_NAMING = ("name", "split", "statistics", "label")
