@@ -1,7 +1,7 @@
 """What a companion swap found."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from tabulate import tabulate
 
@@ -96,7 +96,10 @@ class SwapReport:
         flip_rate, null_flip_rate: share of RoIs whose predicted class changes.
         images, rois: how many were measured.
         background: the class index of background.
-        per_roi: the RoIs that were measured, one after the other.
+        per_roi: the RoIs that were measured, column by column: "image" (its number in this run of
+            the probe), "label", "weight" (how many RoIs it stands for), and "own_...",
+            "swapped_..." and "resampled_..." for each of `Reading`; None where nothing could be
+            resampled.
         flips: at most 8 examples, of different images; foreground before background, and those
             whose loss rises most first.
     """
@@ -110,7 +113,7 @@ class SwapReport:
     images: int
     rois: int
     background: int
-    per_roi: tuple[Target, ...]
+    per_roi: dict[str, list]
     flips: tuple[FlipExample, ...]
 
     def __str__(self) -> str:
@@ -144,9 +147,24 @@ def swap_report(
         images=len({t.image for t in targets}),
         rois=len(targets),
         background=background,
-        per_roi=tuple(targets),
+        per_roi=_columns(targets),
         flips=_chosen(flips),
     )
+
+
+def _columns(targets: Sequence[Target]) -> dict[str, list]:
+    columns: dict[str, list] = {
+        "image": [t.image for t in targets],
+        "label": [t.label for t in targets],
+        "weight": [t.weight for t in targets],
+    }
+    for under in ("own", "swapped", "resampled"):
+        for field in fields(Reading):
+            found = [getattr(getattr(t, under), field.name, None) for t in targets]
+            columns[f"{under}_{field.name}"] = [
+                round(value, 6) if isinstance(value, float) else value for value in found
+            ]
+    return columns
 
 
 def _swap(targets: Sequence[Target], loss: str, seed: int) -> Swap:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -160,17 +161,33 @@ def test_targets_stand_for_all_rois():
         images[0]["instances"] = images[0]["instances"][:1]
         images[-1]["instances"] = images[-1]["instances"][:0]
     for per_image in (1, 4, 100):
-        report = companion_swap(detector(), data, 2, targets_per_image=per_image)
+        columns = companion_swap(detector(), data, 2, targets_per_image=per_image).per_roi
+        image, label, weight = (np.array(columns[k]) for k in ("image", "label", "weight"))
         for number in range(8):
-            targets = [t for t in report.per_roi if t.image == number]
-            assert len(targets) == min(per_image, ROIS)
+            of_image, foreground = image == number, (image == number) & (label < 4)
+            assert of_image.sum() == min(per_image, ROIS)
             if per_image >= 4:
-                assert sum(t.weight for t in targets) == pytest.approx(ROIS)
+                assert weight[of_image].sum() == pytest.approx(ROIS)
                 objects = {0: 1, 3: 0}.get(number % 4, OBJECTS)
-                foreground = [t for t in targets if t.foreground]
-                assert len(foreground) == min(objects, -(-per_image // 2))
-                assert sum(t.weight for t in foreground) == pytest.approx(objects)
-                assert all(t.foreground == (t.label < 4) for t in targets)
+                assert foreground.sum() == min(objects, -(-per_image // 2))
+                assert weight[foreground].sum() == pytest.approx(objects)
+
+
+def test_every_roi_can_be_looked_at(correlated):
+    report = swap(correlated["1 image"], 1.0)
+    columns = {name: np.array(column) for name, column in report.per_roi.items()}
+    assert {len(column) for column in columns.values()} == {report.rois}
+    weight, foreground = columns["weight"], columns["label"] < 4
+    change = columns["swapped_classification"] - columns["own_classification"]
+    flips = columns["swapped_prediction"] != columns["own_prediction"]
+    box = columns["resampled_box"] - columns["own_box"]
+    for values, interval in (
+        (np.average(change, weights=weight), report.classification.change),
+        (np.average(change[foreground]), report.classification_foreground.change),
+        (np.average(flips, weights=weight), report.flip_rate),
+        (np.average(box[foreground]), report.box.null),
+    ):
+        assert values == pytest.approx(interval.mean, abs=1e-5)
 
 
 def test_flips_can_be_drawn(correlated):
@@ -206,7 +223,7 @@ def test_batches_of_unequal_sizes_and_images_without_objects():
         x["instances"] = x["instances"][:0]
     report = companion_swap(detector(batch="images"), data, 3)
     # The third batch has no foreground that could replace the second's.
-    assert {t.image for t in report.per_roi} == {0, 1, 2, 3, 5, 6, 7, 8}
+    assert set(report.per_roi["image"]) == {0, 1, 2, 3, 5, 6, 7, 8}
     alone = companion_swap(detector(batch="images"), [data[2]] * 2, 2)
     assert alone.images == 8 and math.isnan(alone.box.change.mean)
     assert " - " in str(alone)
