@@ -35,6 +35,8 @@ class LeakyShapesOptions:
     Attributes:
         correlation: rho in [0, 1], the strength of the companion cue: an object has its image's
             class with this probability, else any. 0: companions say nothing, no leak is possible.
+            The colour of one companion names an object's class with
+            1 / classes + (1 - 1 / classes) * rho^2 * p.
         own_evidence: p in [0, 1]: an object shows its own class's colour with this probability,
             else that of any class; so its colour names its class with p + (1 - p) / classes.
         classes: at least 2. images, val_images: of the two splits.
@@ -195,7 +197,8 @@ def draw_image(
 def _colour(shown: int, classes: int, rng: np.random.Generator) -> np.ndarray:
     """(3,) around the class's hue on a circle of chroma; luminance varies, and says nothing."""
     angle = 2 * np.pi * shown / classes
-    chroma = 1.3 * (np.array([np.cos(angle), np.sin(angle)]) + 0.15 * rng.standard_normal(2))
+    spread = min(0.15, 0.6 / classes)  # neighbouring hues are 10 of them apart, or more
+    chroma = 1.3 * (np.array([np.cos(angle), np.sin(angle)]) + spread * rng.standard_normal(2))
     axes = np.array([[1, -1, 0], [1, 1, -2]]) / np.sqrt([[2], [6]])  # orthogonal to grey
     return LUMINANCE + 15 * rng.standard_normal() + 60 * chroma @ axes
 

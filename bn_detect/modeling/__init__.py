@@ -1,6 +1,6 @@
-"""The heads that importing bn_detect registers with Detectron2."""
+"""The heads and backbones that importing bn_detect registers with Detectron2."""
 
-from .backbone import build_lean_resnet_fpn_backbone
+from .backbone import build_lean_resnet_fpn_backbone, build_small_conv_backbone
 from .box_head import BNConvFCHead
 from .keypoint_head import BNKRCNNConvDeconvUpsampleHead
 from .mask_head import BNMaskConvUpsampleHead
@@ -14,4 +14,5 @@ __all__ = [
     "BNRes5ROIHeads",
     "BNStandardROIHeads",
     "build_lean_resnet_fpn_backbone",
+    "build_small_conv_backbone",
 ]

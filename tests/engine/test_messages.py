@@ -25,6 +25,7 @@ CONFIG = "configs/neon/faster_rcnn_lean_FPN_shuffled.yaml"
         (["SOLVER.IMS_PER_BATCH", "many"], "IMS_PER_BATCH"),
         (["DATASETS.TRAIN", "('neon_tree_train',)"], "neon_trees_train"),
         (["MODEL.ROI_HEADS.NAME", "BNStandard"], "registered are"),
+        (["SOLVER.OPTIMIZER", "Adam"], "OPTIMIZER is 'Adam'; it must be one of SGD, ADAMW"),
     ],
 )
 def test_settings(options, message, capsys, monkeypatch):
