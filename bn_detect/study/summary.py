@@ -163,11 +163,13 @@ def evaluation(run: Run, kind: str, task: str, metric: str) -> float | None:
 
 
 def _get(tree: Any, *path: str) -> Any:
+    """What is there, or None; None also of an interval that is null, for want of any RoI."""
     for key in path:
         if not isinstance(tree, dict) or key not in tree:
             return None
         tree = tree[key]
-    return tree
+    is_null = isinstance(tree, dict) and "mean" in tree and tree["mean"] is None
+    return None if is_null else tree
 
 
 def table(arms: list[ArmSummary], tablefmt: str = "simple") -> str:

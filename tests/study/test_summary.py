@@ -75,3 +75,13 @@ def test_an_arm_under_minibatch_statistics_shows_that_ap():
     arms = {"a": _runs("a", [0.1], 30.0), "b": {**_runs("b", [0.1], 30.0), **minibatch}}
     aps = [arm.found["box AP"].mean for arm in summarize(study(arms))]
     assert aps == [30.0, 35.0]
+
+
+def test_an_interval_of_nothing_counts_as_not_measured():
+    found = run("a", 1, swap=0.5, ap=30.0)
+    nothing = {"mean": None, "low": None, "high": None}
+    found["probes"]["companion_swap"]["classification"]["null"] = nothing
+    found["probes"]["cross_roi_jacobian"]["same_image"] = nothing
+    found["evaluation"]["population"]["shapes_val"]["bbox"]["AP"] = None
+    (arm,) = summarize(study({"a": {"runs": [found]}}))
+    assert arm.leaks and not {"null", "gradient", "box AP"} & arm.found.keys()
