@@ -67,11 +67,11 @@ def _measure(device: torch.device, repetitions: int, rois: int, mask_rois: int) 
     """On one rank."""
     rows = []
     for what, count, side, head in (
-        (f"box head, {rois} RoIs", rois, 7, _box_head),
-        (f"mask head, {mask_rois} RoIs", mask_rois, 14, _mask_head),
+        (f"box head, {rois} RoIs", rois, 7, box_head),
+        (f"mask head, {mask_rois} RoIs", mask_rois, 14, mask_head),
     ):
         x = torch.randn(count, CHANNELS, side, side, device=device, requires_grad=True)
-        steps = dict(_head_steps(head, x))
+        steps = dict(head_steps(head, x))
         rows += _timed(what, steps, repetitions, device)
     if dist.get_world_size() > 1:
         x = torch.randn(rois * 8, CHANNELS, 7, 7, device=device, requires_grad=True)
@@ -89,7 +89,7 @@ def _timed(what: str, steps: dict, repetitions: int, device: torch.device) -> li
     ]
 
 
-def _head_steps(
+def head_steps(
     build: Callable[[NormalizationBatch], nn.Module], x: Tensor
 ) -> Iterator[tuple[str, Callable]]:
     """Forward and backward of whole heads, parameters included."""
@@ -132,7 +132,7 @@ def _step(forward: Callable[[Tensor], Tensor], x: Tensor, parameters: list) -> C
 
 def _moves(x: Tensor) -> dict[str, Callable]:
     """Communication alone: RoIs there and back, gradients too; nothing is computed between."""
-    layout = _box_head(BATCHES["shuffled, features"]).roi_layout
+    layout = box_head(BATCHES["shuffled, features"]).roi_layout
     generator = torch.Generator().manual_seed(0)
     group = default_group()
     return {
@@ -145,7 +145,7 @@ def _moves(x: Tensor) -> dict[str, Callable]:
     }
 
 
-def _box_head(batch: NormalizationBatch) -> nn.Module:
+def box_head(batch: NormalizationBatch) -> nn.Module:
     """4conv1fc, as on COCO."""
     return BNConvFCHead(
         ShapeSpec(channels=CHANNELS, height=7, width=7),
@@ -156,7 +156,7 @@ def _box_head(batch: NormalizationBatch) -> nn.Module:
     )
 
 
-def _mask_head(batch: NormalizationBatch) -> nn.Module:
+def mask_head(batch: NormalizationBatch) -> nn.Module:
     """4 convolutions and a deconvolution, as on COCO."""
     return BNMaskConvUpsampleHead(
         ShapeSpec(channels=CHANNELS, height=14, width=14),

@@ -5,12 +5,13 @@ import sys
 from pathlib import Path
 
 from ..files import write_json
-from . import head, layer, precise_bn, scaling, train
+from . import head, layer, precise_bn, scaling, traffic, train
 
 # Each has HELP, add_arguments(parser) and run(args) -> (text to print, result for --json).
 SUBCOMMANDS = {
     "layer": layer,
     "head": head,
+    "traffic": traffic,
     "scaling": scaling,
     "train": train,
     "precise-bn": precise_bn,

@@ -15,7 +15,9 @@ from bn_detect.benchmarks.timing import spread
 def measure(tmp_path, capsys):
     def run(*arguments: object) -> tuple[dict, str]:
         file = tmp_path / "result.json"
-        shared = ["--json", str(file), "--output", str(tmp_path), "--repetitions", "2"]
+        shared = ["--json", str(file), "--output", str(tmp_path)]
+        if arguments[0] != "traffic":
+            shared += ["--repetitions", "2"]
         assert main([*map(str, arguments), *shared]) == 0
         return json.loads(file.read_text()), capsys.readouterr().out
 
@@ -39,6 +41,16 @@ def test_head(measure):
     assert len(rows) == 2 * 6 + 2
     assert rows["box head, 4 RoIs", "worker"]["ratio"] == [1, 1]
     assert spread(rows["moving 32 RoIs and back", "shuffled, features"]["ratio"]) in printed
+
+
+def test_traffic(measure):
+    result, printed = measure("traffic", "--rois", 1, "--ranks", 2)
+    assert len(result["rows"]) == 2 * 4
+    for row in result["rows"]:
+        assert row["sent"] == row["sent_computed"] > 0
+        assert f"{row['sent']}" in printed
+    assert 0 < result["ratios"]["bytes, statistics against all-gather"] < 0.001
+    assert 1 <= result["ratios"]["bytes, features against the lower bound"] < 1.02
 
 
 def test_scaling(measure, tmp_path):

@@ -1,0 +1,101 @@
+"""Bytes that a rank sends and receives per step: counted on real ranks, computed for many."""
+
+import argparse
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.distributed as dist
+from tabulate import tabulate
+
+from .cost_model import NODE, PAPER, WAYS, Head, bytes_table, of_heads
+from .head import GATHERED, box_head, head_steps, mask_head
+from .ranks import on_ranks, ranks_possible
+from .traffic_count import counted
+from .traffic_model import Collective, received, sent
+
+HELP = "bytes sent and received per step, counted and computed"
+# The arms of `head` that communicate, and what computes their bytes.
+COMPUTED = {
+    "global": WAYS["`global`"],
+    "shuffled, statistics": WAYS["`shuffled`, statistics"],
+    "shuffled, features": WAYS["`shuffled`, features (all_to_all)"],
+    GATHERED: WAYS["shuffling by all-gather"],
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """Bytes of one step of a head on rank 0; every rank has as many."""
+
+    head: str
+    ranks: int
+    arm: str
+    sent: int
+    received: int
+    sent_computed: int
+    received_computed: int
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--rois", type=int, default=4, help="of a rank, in what is counted")
+    add("--ranks", type=int, nargs="+", default=[n for n in (2, 4) if n <= ranks_possible()])
+
+
+def run(args: argparse.Namespace) -> tuple[str, dict]:
+    """Count and compute; returns the tables and all numbers.
+
+    Raises:
+        AssertionError: what was counted is not what was computed.
+    """
+    rows = [row for ranks in args.ranks for row in on_ranks(_count, ranks, args.rois)]
+    for row in rows:
+        assert (row.sent, row.received) == (row.sent_computed, row.received_computed), row
+    lines = [
+        [r.head, r.ranks, r.arm, r.sent, r.received, r.sent_computed, r.received_computed]
+        for r in rows
+    ]
+    headers = ["head", "ranks", "batch", "sent, B", "received, B", "sent, computed", "received, c."]
+    counted_table = tabulate(lines, headers=headers, tablefmt="github")
+    text = (
+        f"{args.rois} RoIs a rank, counted at the collectives and computed:\n\n{counted_table}\n\n"
+        f"Both heads at the paper's sizes, computed (forward / backward):\n\n{bytes_table()}\n\n"
+        + "\n".join(f"{name} at {NODE} workers: {ratio:.6f}" for name, ratio in _ratios().items())
+    )
+    return text, {"rows": [asdict(row) for row in rows], "ratios": _ratios()}
+
+
+def _count(device: torch.device, rois: int) -> list[Row]:
+    """On one rank."""
+    ranks = dist.get_world_size()
+    rows = []
+    for name, build, paper in zip(("box", "mask"), (box_head, mask_head), PAPER, strict=True):
+        side = {"box": 7, "mask": 14}[name]
+        x = torch.randn(rois, paper.channels, side, side, device=device, requires_grad=True)
+        for arm, step in head_steps(build, x):
+            if arm not in COMPUTED:
+                continue
+            with counted() as calls:
+                step()
+            computed = COMPUTED[arm](ranks, Head(rois, *paper[1:])).collectives
+            rows.append(Row(name, ranks, arm, *_both(calls), *_both(computed)))
+    return rows
+
+
+def _both(calls: Iterable[Collective]) -> tuple[int, int]:
+    calls = list(calls)
+    return sent(calls), received(calls)
+
+
+def _ratios() -> dict[str, float]:
+    def total(way: str) -> int:
+        calls = of_heads(WAYS[way], NODE).collectives
+        return sent(calls) + received(calls)
+
+    statistics, features = "`shuffled`, statistics", "`shuffled`, features (all_to_all)"
+    gathered, bound = "shuffling by all-gather", "moving features, lower bound"
+    return {
+        "bytes, statistics against all-gather": total(statistics) / total(gathered),
+        "bytes, features against the lower bound": total(features) / total(bound),
+    }
