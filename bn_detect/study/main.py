@@ -119,6 +119,7 @@ def prepare(study: Study, args: argparse.Namespace, groups: list[Group]) -> None
 def run_study(study: Study, args: argparse.Namespace, groups: list[Group], command: str) -> dict:
     """Do what is missing; returns results.json, which is written after each run."""
     runs = _runs(groups)
+    left = [group for group in groups if not all(run.measured for run in group)]
     progress = Progress(runs)
 
     def watch() -> None:
@@ -127,10 +128,10 @@ def run_study(study: Study, args: argparse.Namespace, groups: list[Group], comma
             collect(study, runs, args.output, command)
 
     try:
-        if args.launcher == "slurm":
-            run_on_cluster(groups, args.output / "slurm", watch)
-        else:
-            run_here(groups, args.jobs, watch)
+        if left and args.launcher == "slurm":
+            run_on_cluster(left, args.output / "slurm", watch)
+        elif left:
+            run_here(left, args.jobs, watch)
     finally:
         progress.close()
     return collect(study, runs, args.output, command)

@@ -5,24 +5,20 @@ Every measurement is in measurements.json as soon as it is there; what is there 
 
 import argparse
 import dataclasses
-import functools
 import importlib
 import sys
 import time
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .. import probes
 from ..data.subset import register_subsets
 from ..engine.checkpointer import AtomicCheckpointer
 from ..engine.evaluation import EVAL_STATS, evaluate_under, precise_bn
@@ -30,15 +26,13 @@ from ..engine.launch import launch, share_cores
 from ..engine.train import read_config
 from ..engine.trainer import BNTrainer
 from ..files import write_json
-from ..layers import NormalizationBatch, RoIBatchNorm2d
+from ..layers import RoIBatchNorm2d
 from .metrics import read_metrics, seconds_per_iteration, training_curves, training_summary
 from .runs import read_json
 from .scalars import write_scalars
+from .subject import PROBES, Subject
 
 TIMEOUT = timedelta(minutes=30)
-PROBE_IMAGES = 480  # of each probe, where the dataset has as many
-JACOBIAN_IMAGES = 160  # its gradients take long
-AP_IMAGES = 500  # of the training set
 
 
 class Measurements:
@@ -176,86 +170,6 @@ def _run_probes(folder: Path, measurements: Measurements) -> None:
         print(f"{name}\n{report}\n", flush=True)
         measurements.add("probes", name, dataclasses.asdict(report), time.monotonic() - begin)
         measurements.complete(name)
-
-
-@dataclasses.dataclass(frozen=True)
-class Subject:
-    """What is probed: `found` is what measurements.json holds."""
-
-    cfg: CfgNode
-    model: nn.Module
-    found: dict[str, Any]
-
-    def loader(self, split: str = "TEST"):
-        name = self.cfg.DATASETS[split][0]
-        return probes.probe_loader(self.cfg, name, self.cfg.SOLVER.IMS_PER_BATCH)
-
-    @property
-    def partition(self) -> NormalizationBatch | None:
-        """None: the head knows. Of plain BatchNorm: the worker that it was trained in."""
-        layers = list(self.model.roi_heads.modules())
-        if any(isinstance(layer, RoIBatchNorm2d) for layer in layers):
-            return None
-        if any(isinstance(layer, nn.SyncBatchNorm) for layer in layers):
-            return NormalizationBatch(batch="global")
-        return NormalizationBatch(virtual_workers=self.cfg.MODEL.ROI_BN.VIRTUAL_WORKERS)
-
-    def batches(self, images: int = PROBE_IMAGES, splits: tuple[str, ...] = ("TEST",)) -> int:
-        """How many batches hold so many images, or all there are."""
-        there = min(len(self.loader(split)) for split in splits)
-        return min(there, -(-images // self.cfg.SOLVER.IMS_PER_BATCH))
-
-
-def _decomposition(subject: Subject) -> Any:
-    cfg, model = subject.cfg, subject.model
-    return probes.decomposition(
-        model,
-        {"train": subject.loader("TRAIN"), "val": subject.loader()},
-        subject.batches(splits=("TRAIN", "TEST")),
-        population_loader=BNTrainer.build_population_loader(cfg, cfg.SEED),
-        population_batches=cfg.TEST.PRECISE_BN.NUM_ITER,
-        partition=subject.partition,
-        evaluate=_evaluator(subject) if "bbox" in _tasks(subject.found) else None,
-    )
-
-
-def _tasks(found: dict[str, Any]) -> set[str]:
-    datasets = found["evaluation"].get("population", {}).values()
-    return {task for results in datasets for task in results}
-
-
-def _evaluator(subject: Subject) -> Callable[[str], dict[str, dict[str, float]]]:
-    """AP of a kind on part of the training set; on the validation set it is known already."""
-    cfg = subject.cfg.clone()
-    val, train = cfg.DATASETS.TEST[0], cfg.DATASETS.TRAIN[0]
-    images = min(AP_IMAGES, len(DatasetCatalog.get(val)), len(DatasetCatalog.get(train)))
-    part = f"{train}@{images}"
-    register_subsets([part])
-    cfg.DATASETS.TEST = (part,)
-    known = subject.found["evaluation"]
-
-    @functools.cache
-    def measured(kind: str) -> dict[str, dict[str, float]]:
-        train = evaluate_under(cfg, subject.model, [kind])[kind][part]
-        both = {"train": train, "val": known[kind][val]}
-        return {split: {m: r["bbox"][m] for m in ("AP", "AP50")} for split, r in both.items()}
-
-    # A kind that does not differ for this model was not evaluated.
-    return lambda kind: measured(kind if kind in known else "population")
-
-
-PROBES: dict[str, Callable[[Subject], Any]] = {
-    "companion_swap": lambda s: probes.companion_swap(
-        s.model, s.loader(), s.batches(), partition=s.partition
-    ),
-    "cross_roi_jacobian": lambda s: probes.cross_roi_jacobian(
-        s.model, s.loader(), s.batches(JACOBIAN_IMAGES), partition=s.partition
-    ),
-    "statistics_probe": lambda s: probes.statistics_probe(
-        s.model, s.loader(), s.batches(), partition=s.partition
-    ),
-    "decomposition": _decomposition,
-}
 
 
 if __name__ == "__main__":

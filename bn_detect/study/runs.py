@@ -134,7 +134,7 @@ def plan_runs(
             iterations=scaled.SOLVER.MAX_ITER if trains else 0,
             train_options=("DATASETS.TEST", "()") if again else (),
             on_gpu=cfg.MODEL.DEVICE != "cpu",
-            datasets=_datasets(study, cfg, trains),
+            datasets=_datasets(study, arm.name, cfg, trains),
         )
 
     return [
@@ -149,7 +149,7 @@ def _users(study: Study, name: str) -> list[str]:
     return [arm.name for arm in study.arms if arm.inference_of == name]
 
 
-def _datasets(study: Study, cfg: CfgNode, trains: bool) -> tuple[str, ...]:
+def _datasets(study: Study, arm: str, cfg: CfgNode, trains: bool) -> tuple[str, ...]:
     """What a run reads; for most probes the images of validation are enough.
 
     Raises:
@@ -159,7 +159,9 @@ def _datasets(study: Study, cfg: CfgNode, trains: bool) -> tuple[str, ...]:
     training |= not {"evaluation", "decomposition"}.isdisjoint(study.measure)
     for key, names in (("TEST", cfg.DATASETS.TEST), ("TRAIN", cfg.DATASETS.TRAIN)):
         if not names and (training or key == "TEST"):
-            raise ValueError(f"{study.file}: DATASETS.{key} is empty; its images are needed")
+            raise ValueError(
+                f"{study.file}: arm {arm!r}: DATASETS.{key} is empty; its images are needed"
+            )
     return (*(cfg.DATASETS.TRAIN if training else ()), *cfg.DATASETS.TEST)
 
 

@@ -45,7 +45,7 @@ class Killed:
         self.trained = self.run("two_workers")
         process = start_study(*self.arguments, "--jobs", 1)
         try:
-            wait_for(lambda: (self.trained / "model_0000004.pth").exists(), 120)
+            wait_for(lambda: (self.trained / "last_checkpoint").exists(), 120)
             self.children = _descendants(process.pid)
             process.send_signal(signal.SIGKILL)
         finally:
