@@ -1,7 +1,7 @@
 """What shuffling costs on known links, by latency and bandwidth (docs/scaling.md)."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from tabulate import tabulate
@@ -49,6 +49,7 @@ PAPER = (
     Head(2 * 512, 4 * 256 * 7 * 7, 4 * 1024),
     Head(2 * 128, 4 * 256 * 14 * 14, 4 * 80 * 28 * 28),
 )
+PARAMETERS = 45_433_584  # trainable, of that model (R50-FPN, 80 classes)
 NODE = 8  # workers
 WORKERS = (8, 64, 1024)
 
@@ -68,62 +69,96 @@ def _messages(collective: Collective) -> int:
     return {"all_reduce": 2 * steps, "all_gather": steps, "all_to_all": others}[collective.kind]
 
 
-def of_heads(way: Callable[[int, Head], Traffic], workers: int) -> Traffic:
-    """One step of both heads of the paper."""
-    return sum((way(workers, head) for head in PAPER), Traffic((), ()))
+def _of_heads(traffic: Callable[[int, Head], Traffic], workers: int) -> Traffic:
+    return sum((traffic(workers, head) for head in PAPER), Traffic((), ()))
 
 
-def _by_statistics(workers: int, head: Head) -> Traffic:
-    return statistics_bytes(workers, workers, head.channels, head.layers)
+def by_statistics(workers: int) -> Traffic:
+    """One step of the paper's heads, "shuffled" between so many workers, EXCHANGE "statistics"."""
+    return _of_heads(lambda w, head: statistics_bytes(w, w, head.channels, head.layers), workers)
 
 
-def _as_one_batch(workers: int, head: Head) -> Traffic:
-    return statistics_bytes(workers, 1, head.channels, head.layers, counts=False)
+def as_one_batch(workers: int) -> Traffic:
+    """The same under "global"."""
+    return _of_heads(
+        lambda w, head: statistics_bytes(w, 1, head.channels, head.layers, counts=False), workers
+    )
 
 
-def _moving(function: Callable[..., Traffic]) -> Callable[[int, Head], Traffic]:
-    return lambda workers, head: function(workers, *head[:3])
+def by_features(workers: int) -> Traffic:
+    """The same under "shuffled" with EXCHANGE "features"."""
+    return _of_heads(lambda w, head: features_bytes(w, *head[:3]), workers)
 
 
-WAYS: dict[str, Callable[[int, Head], Traffic]] = {
-    "`global`": _as_one_batch,
-    "`shuffled`, statistics": _by_statistics,
-    f"`shuffled`, statistics, `SHUFFLE_GROUPS` {NODE}": lambda _, head: _by_statistics(NODE, head),
-    "`shuffled`, features (all_to_all)": _moving(features_bytes),
-    "moving features, lower bound": _moving(lower_bound_bytes),
-    "shuffling by all-gather": _moving(all_gather_bytes),
+def by_features_at_least(workers: int) -> Traffic:
+    """The lower bound for moving features."""
+    return _of_heads(lambda w, head: lower_bound_bytes(w, *head[:3]), workers)
+
+
+def by_all_gather(workers: int) -> Traffic:
+    """Features moved the known public way."""
+    return _of_heads(lambda w, head: all_gather_bytes(w, *head[:3]), workers)
+
+
+def gradients(workers: int) -> Traffic:
+    """What DistributedDataParallel sends whatever the batch, in place of its buckets one call."""
+    size = 4 * PARAMETERS
+    return Traffic((), (Collective("all_reduce", workers, size, size),))
+
+
+WAYS: dict[str, Callable[[int], Traffic]] = {
+    "`global`": as_one_batch,
+    "`shuffled`, statistics": by_statistics,
+    f"`shuffled`, statistics, `SHUFFLE_GROUPS` {NODE}": lambda _: by_statistics(NODE),
+    "`shuffled`, features (all_to_all)": by_features,
+    f"`shuffled`, features, `SHUFFLE_GROUPS` {NODE}": lambda _: by_features(NODE),
+    "moving features, lower bound": by_features_at_least,
+    "shuffling by all-gather": by_all_gather,
+    "for comparison: the gradients (DDP)": gradients,
 }
 
 
 def bytes_table() -> str:
     """Markdown: payload sent and bytes on the wire, per rank and step, forward / backward."""
     rows = []
-    for workers in WORKERS:
-        for name, way in WAYS.items():
-            traffic = of_heads(way, workers)
-            both = traffic.forward, traffic.backward
-            cells = (" / ".join(size(count(part)) for part in both) for count in (sent, wire))
-            rows.append([workers, name, len(traffic.collectives), *cells])
+    for workers, name, traffic in _ways():
+        both = traffic.forward, traffic.backward
+        cells = (" / ".join(size(count(part)) for part in both) for count in (sent, wire))
+        rows.append([workers, name, len(traffic.collectives), *cells])
     headers = ["workers", "batch", "collectives", "payload sent", "on the wire"]
     return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
 
 
 def seconds_table() -> str:
-    """Markdown: milliseconds per step in collectives, where every worker has such a link."""
+    """Markdown: time per step in collectives, where every worker has such a link."""
     rows = [
-        [workers, name, *(f"{1e3 * seconds(traffic.collectives, link):,.3g}" for link in LINKS)]
-        for workers in WORKERS
-        for name, way in WAYS.items()
-        for traffic in [of_heads(way, workers)]
+        [workers, name, *(duration(seconds(traffic.collectives, link)) for link in LINKS)]
+        for workers, name, traffic in _ways()
     ]
-    headers = ["workers", "batch", *(f"{link.name}, ms" for link in LINKS)]
+    headers = ["workers", "batch", *(link.name for link in LINKS)]
     return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
+
+
+def _ways() -> Iterator[tuple[int, str, Traffic]]:
+    for workers in WORKERS:
+        for name, way in WAYS.items():
+            if workers > NODE or "SHUFFLE_GROUPS" not in name:  # one node has one group
+                yield workers, name, way(workers)
 
 
 def size(number: float) -> str:
     """Bytes in decimal units, three digits."""
-    for unit in ("B", "kB", "MB", "GB"):
+    return _with_unit(number, ("B", "kB", "MB", "GB", "TB"))
+
+
+def duration(number: float) -> str:
+    """Seconds, three digits."""
+    return _with_unit(1e6 * number, ("us", "ms", "s"))
+
+
+def _with_unit(number: float, units: tuple[str, ...]) -> str:
+    for unit in units[:-1]:
         if number < 999.5:
             return f"{number:.3g} {unit}"
         number /= 1000
-    return f"{number:.3g} TB"
+    return f"{number:.3g} {units[-1]}"

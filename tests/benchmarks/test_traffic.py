@@ -1,13 +1,16 @@
 """Traffic by formula is what the collectives of real ranks send and receive, to the byte."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_model
 from torch import nn
 
-from bn_detect import update_population_stats
+from bn_detect import add_bn_detect_config, update_population_stats
 from bn_detect.benchmarks import cost_model
 from bn_detect.benchmarks.all_gather import apply_after_all_gather
 from bn_detect.benchmarks.traffic_count import counted
@@ -29,6 +32,7 @@ from bn_detect.layers import NormalizationBatch, average_running_statistics
 from bn_detect.modeling import BNConvFCHead
 from tests.helpers.ranks import run_worlds
 
+REPOSITORY = Path(__file__).parents[2]
 ROIS, CHANNELS, SIDE, LAYERS, OUTPUTS, BATCHES = 6, 5, 3, 2, 7, 3
 INPUT_BYTES, OUTPUT_BYTES = 4 * CHANNELS * SIDE * SIDE, 4 * OUTPUTS
 SETTINGS = {
@@ -139,12 +143,12 @@ def test_the_all_gather_way_holds_every_rois_features():
 
 def test_ratios_at_8_workers():
     statistics, features, bound, gather = (
-        cost_model.of_heads(cost_model.WAYS[name], 8).collectives
-        for name in (
-            "`shuffled`, statistics",
-            "`shuffled`, features (all_to_all)",
-            "moving features, lower bound",
-            "shuffling by all-gather",
+        way(8).collectives
+        for way in (
+            cost_model.by_statistics,
+            cost_model.by_features,
+            cost_model.by_features_at_least,
+            cost_model.by_all_gather,
         )
     )
     for count in (sent, received, wire):
@@ -172,15 +176,34 @@ def test_seconds_of_each_collective():
 
 
 @pytest.mark.parametrize(
-    ("number", "text"),
+    ("text", "expected_text"),
     [
-        (0, "0 B"),
-        (999, "999 B"),
-        (1000, "1 kB"),
-        (2.1e6, "2.1 MB"),
-        (3e9, "3 GB"),
-        (7e15, "7e+03 TB"),
+        (cost_model.size(0), "0 B"),
+        (cost_model.size(999), "999 B"),
+        (cost_model.size(999.6), "1 kB"),
+        (cost_model.size(2.14e6), "2.14 MB"),
+        (cost_model.size(7e13), "70 TB"),
+        (cost_model.duration(2.5e-5), "25 us"),
+        (cost_model.duration(0.0123), "12.3 ms"),
+        (cost_model.duration(420.2), "420 s"),
     ],
 )
-def test_sizes_are_readable(number, text):
-    assert cost_model.size(number) == text
+def test_numbers_are_readable(text, expected_text):
+    assert text == expected_text
+
+
+@pytest.mark.parametrize("table", [cost_model.bytes_table, cost_model.seconds_table])
+def test_the_documentation_shows_the_tables(table):
+    shown = (REPOSITORY / "docs/scaling.md").read_text()
+    assert table() in shown, f"put into docs/scaling.md:\n{table()}"
+
+
+def test_the_gradients_of_the_papers_model():
+    cfg = get_cfg()
+    add_bn_detect_config(cfg)
+    cfg.merge_from_file(
+        f"{REPOSITORY}/configs/COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x_shuffled_2images.yaml"
+    )
+    cfg.MODEL.DEVICE = "cpu"
+    parameters = [p for p in build_model(cfg).parameters() if p.requires_grad]
+    assert sum(p.numel() for p in parameters) == cost_model.PARAMETERS
