@@ -46,11 +46,17 @@ class Command:
         options = [text for key, value in settings.items() for text in (key, str(value))]
         return ["--config-file", str(config), *map(str, flags), *options]
 
-    def start(self, arguments: list[str], launcher: tuple[str, ...] = ()) -> subprocess.Popen:
-        program = [sys.executable, *launcher, str(REPOSITORY / "tools/train_net.py")]
+    def start(
+        self,
+        arguments: list[str],
+        launcher: tuple[str, ...] = (),
+        prefix: tuple[str, ...] = (),
+        environment: dict[str, str] | None = None,
+    ) -> subprocess.Popen:
+        program = [*prefix, sys.executable, *launcher, str(REPOSITORY / "tools/train_net.py")]
         return subprocess.Popen(
             [*program, *arguments],
-            env=self.environment,
+            env=self.environment | (environment or {}),
             cwd=REPOSITORY,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -86,6 +92,14 @@ def wait_for(condition, seconds: float = 60.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "what was waited for did not happen"
         time.sleep(0.02)
+
+
+def end(process: subprocess.Popen, seconds: float = 60.0) -> str:
+    """Wait for its end, which must come in time; returns what it printed."""
+    try:
+        return process.communicate(timeout=seconds)[0]
+    finally:
+        process.kill()
 
 
 def children_of(pid: int) -> list[int]:
