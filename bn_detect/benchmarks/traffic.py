@@ -1,26 +1,43 @@
 """Bytes that a rank sends and receives per step: counted on real ranks, computed for many."""
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 
 import torch
 import torch.distributed as dist
 from tabulate import tabulate
 
-from .cost_model import NODE, PAPER, WAYS, Head, bytes_table, of_heads
+from .cost_model import (
+    NODE,
+    PAPER,
+    Head,
+    by_all_gather,
+    by_features,
+    by_features_at_least,
+    by_statistics,
+    bytes_table,
+)
 from .head import GATHERED, box_head, head_steps, mask_head
 from .ranks import on_ranks, ranks_possible
 from .traffic_count import counted
-from .traffic_model import Collective, received, sent
+from .traffic_model import (
+    Collective,
+    Traffic,
+    all_gather_bytes,
+    features_bytes,
+    received,
+    sent,
+    statistics_bytes,
+)
 
 HELP = "bytes sent and received per step, counted and computed"
 # The arms of `head` that communicate, and what computes their bytes.
-COMPUTED = {
-    "global": WAYS["`global`"],
-    "shuffled, statistics": WAYS["`shuffled`, statistics"],
-    "shuffled, features": WAYS["`shuffled`, features (all_to_all)"],
-    GATHERED: WAYS["shuffling by all-gather"],
+COMPUTED: dict[str, Callable[[int, Head], Traffic]] = {
+    "global": lambda w, h: statistics_bytes(w, 1, h.channels, h.layers, counts=False),
+    "shuffled, statistics": lambda w, h: statistics_bytes(w, w, h.channels, h.layers),
+    "shuffled, features": lambda w, h: features_bytes(w, *h[:3]),
+    GATHERED: lambda w, h: all_gather_bytes(w, *h[:3]),
 }
 
 
@@ -89,13 +106,10 @@ def _both(calls: Iterable[Collective]) -> tuple[int, int]:
 
 
 def _ratios() -> dict[str, float]:
-    def total(way: str) -> int:
-        calls = of_heads(WAYS[way], NODE).collectives
-        return sent(calls) + received(calls)
+    def total(way: Callable[[int], Traffic]) -> int:
+        return sum(_both(way(NODE).collectives))
 
-    statistics, features = "`shuffled`, statistics", "`shuffled`, features (all_to_all)"
-    gathered, bound = "shuffling by all-gather", "moving features, lower bound"
     return {
-        "bytes, statistics against all-gather": total(statistics) / total(gathered),
-        "bytes, features against the lower bound": total(features) / total(bound),
+        "bytes, statistics against all-gather": total(by_statistics) / total(by_all_gather),
+        "bytes, features against the lower bound": total(by_features) / total(by_features_at_least),
     }
