@@ -15,14 +15,16 @@ SIDE = 64  # of an image, in pixels; torchvision's are as wide as 48
 
 
 def detector(kind: str, norm: str = "BN", **roi_bn) -> nn.Module:
-    """Of Detectron2 (`KINDS`), of torchvision, or torchvision's with converted layers.
+    """Ours (`KINDS`), Detectron2's ("stock"), torchvision's, or that with converted layers.
 
     Args:
-        norm, roi_bn: of Detectron2's; see `tests.modeling.small.config`.
+        norm, roi_bn: of ours; see `tests.modeling.small.config`.
     """
     torch.manual_seed(0)
     if kind in KINDS:
         return randomized(build_model(config(kind, norm, **roi_bn)))
+    if kind == "stock":
+        return randomized(build_model(config("mask", norm, ours=False)))
     name = kind if kind in TORCHVISION else TORCHVISION[0]
     model = getattr(detection, name)(
         weights=None,
@@ -44,7 +46,7 @@ def detector(kind: str, norm: str = "BN", **roi_bn) -> nn.Module:
 
 def batches(kind: str, count: int, images: int = 2) -> list:
     """With ground truth, as training takes them."""
-    if kind in KINDS:
+    if kind in (*KINDS, "stock"):
         return [model_inputs(images, seed) for seed in range(count)]
     return [_torchvision_batch(seed, images) for seed in range(count)]
 

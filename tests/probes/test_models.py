@@ -17,6 +17,7 @@ from bn_detect.probes import (
     statistics_probe,
 )
 from bn_detect.probes.probing import Groups, find_head, probing
+from tests.engine.snapshot import Snapshot
 from tests.modeling.small import CLASSES, KINDS
 
 from .models import EVERY, TORCHVISION, batches, detector
@@ -28,6 +29,7 @@ BN_LAYERS = {"cascade": 2, "c4": 10, **dict.fromkeys([*TORCHVISION, "converted"]
 @pytest.mark.parametrize("kind", EVERY)
 def test_all_probes_run(kind):
     model, data = detector(kind), batches(kind, 3)
+    before = Snapshot(model)
     layers = BN_LAYERS.get(kind, 2)
     if kind in KINDS:
         images = NormalizationBatch("images")
@@ -49,8 +51,8 @@ def test_all_probes_run(kind):
     assert minibatch != ema != precise
     with probing(model, None, 0) as (head, _):
         assert len(head.bn_layers) == layers
-    if kind != "keypoint":  # enough is enough
-        assert statistics_probe(model, data, 2, permutations=2).images == 4
+    assert statistics_probe(model, data, 2, permutations=2).images == 4
+    before.assert_unchanged()
 
 
 @pytest.mark.parametrize(

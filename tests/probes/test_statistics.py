@@ -37,8 +37,8 @@ def painted(count: int, images: int, *, tells: str) -> list[list[dict]]:
 
 
 def probe(tells: str, batch: str = "images", norm: str = "BN", **kwargs):
-    data = painted(18, 8, tells=tells)
-    return statistics_probe(detector(norm, batch=batch), data, 18, permutations=8, **kwargs)
+    data = painted(15, 8, tells=tells)
+    return statistics_probe(detector(norm, batch=batch), data, 15, permutations=5, **kwargs)
 
 
 def bits(report, label: str):
@@ -57,7 +57,7 @@ def test_statistics_that_tell_everything_about_one_label(tells, other):
     assert 0.85 * there_is < row.bits < there_is - row.null_mean
     row = bits(report, other)
     assert abs(row.bits) < 4 * row.null_std
-    assert report.images == 144
+    assert report.images == 120
 
 
 def test_statistics_that_tell_nothing_are_within_the_null():
@@ -72,7 +72,7 @@ def test_statistics_of_a_larger_group_tell_its_composition():
     row = bits(probe("class", "global"), PRESENCE)
     counts = [
         sum(int(x["instances"].gt_classes[0]) == c for x in images)
-        for images in painted(18, 8, tells="class")
+        for images in painted(15, 8, tells="class")
         for c in range(CLASSES)
     ]
     told = QUARTER - np.mean([entropy(k / 8) for k in counts])
@@ -91,7 +91,11 @@ def test_labels_that_do_not_vary_are_left_out():
 
 
 def test_seeds_and_json():
-    first, same = probe("class", seed=3), probe("class", seed=3)
+    data = painted(5, 6, tells="class")
+    first, same = (
+        statistics_probe(detector(batch="images"), data, 5, permutations=2, seed=3)
+        for _ in range(2)
+    )
     assert first == same
     rows = json.loads(json.dumps(dataclasses.asdict(first)))["layers"]
     assert {row["label"] for row in rows} == {PRESENCE, NUMBER}

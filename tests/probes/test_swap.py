@@ -119,8 +119,8 @@ def test_dropout_is_no_leakage(dropout):
 
 
 def swap(model: nn.Module, correlation: float, **kwargs) -> SwapReport:
-    images = batches(8, 8, 99, correlation=correlation, own_evidence=0.5)
-    return companion_swap(model, images, 8, **kwargs)
+    images = batches(6, 8, 7, correlation=correlation, own_evidence=0.5)
+    return companion_swap(model, images, 6, **kwargs)
 
 
 def test_trained_heads_leak_in_the_order_of_their_batches(correlated):
@@ -130,7 +130,8 @@ def test_trained_heads_leak_in_the_order_of_their_batches(correlated):
     assert found["1 image"].flip_rate.low > 0.2
     assert found["1 image"].classification_foreground.change.mean > change["1 image"].mean
     for name in ("shuffled", "global"):
-        assert change[name].low <= 0 <= change[name].high < 0.02, name
+        # Companions of a RoI's own image may even do a little harm, which is no leakage.
+        assert change[name].mean > -0.02 and change[name].low <= 0 and change[name].high < 0.02
         assert found[name].flip_rate.mean < 0.02
     for report in found.values():
         assert abs(report.classification.null.mean) < 0.02
@@ -209,7 +210,8 @@ def test_flips_can_be_drawn(correlated):
 
 
 def test_same_seed_same_report(correlated):
-    reports = [swap(correlated["1 image"], 1.0, seed=seed) for seed in (0, 0, 1)]
+    data = batches(2, 8, 99, correlation=1.0, own_evidence=0.5)
+    reports = [companion_swap(correlated["1 image"], data, 2, seed=seed) for seed in (0, 0, 1)]
     assert reports[0] == reports[1] != reports[2]
     text = json.dumps(dataclasses.asdict(reports[0]))
     assert json.loads(text)["classification"]["change"]["mean"] > 0.3
