@@ -228,3 +228,23 @@ def test_a_checkpoint_that_does_not_fit_is_an_error(killed, tmp_path):
     prepare_folders([run])
     with pytest.raises(ValueError, match="does not fit the config.*box_head.conv3"):
         measure(run.folder)
+
+
+def test_a_head_of_detectron2_is_probed_as_it_was_trained(killed, tmp_path):
+    """Its BatchNorm knows no workers: --num-gpus says how many there were."""
+    options = {"MODEL.ROI_HEADS.NAME": "StandardROIHeads"}
+    options["MODEL.ROI_BOX_HEAD.NAME"] = "FastRCNNConvFCHead"
+    arms = [{"name": "x"}]
+    file = write_study(tmp_path, arms, options=options, measure=["companion_swap"], train=False)
+    weights = str(killed.trained / "model_final.pth")
+    ((run,),) = plan_runs(read_study(file), tmp_path / "out", workers=2, weights=weights)
+    assert run.processes == 1 and run.datasets == ("coco_2017_val",)
+    prepare_folders([run])
+    measure(run.folder)
+    (ours,) = killed.results["arms"]["Two workers"]["runs"]
+    for of in ("change", "null", "own"):
+        found, expected = (
+            measured["probes"]["companion_swap"]["classification"][of]
+            for measured in (run.measurements(), ours)
+        )
+        assert found == pytest.approx(expected, rel=1e-4, abs=1e-6)
