@@ -80,7 +80,7 @@ class RoIHead(ABC):
     def box_loss(self, outputs: Outputs, rois: RoIs, index: int) -> float:
         """The head's box loss of RoI `index`, a foreground one, whose outputs (one row) are given.
 
-        As the head weighs it, but for the division by the number of RoIs.
+        Without the head's weight of this loss, and without its division by the number of RoIs.
         """
 
     def class_loss(self, logits: Tensor, labels: Tensor) -> Tensor:

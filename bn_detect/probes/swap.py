@@ -93,8 +93,8 @@ def companion_swap(
 def _with_foreign(
     head: RoIHead, loader: Iterable, num_batches: int
 ) -> Iterator[tuple[RoIs, RoIs, RoIs]]:
-    """Of each batch two samples of its RoIs, and one of the next batch's; the first is the last's
-    next."""
+    """Of each batch two samples of its RoIs, and one of the next batch's; after the last, the
+    first."""
     first = before = None
     for batch in take(loader, num_batches, "companion swap"):
         samples = head.sample(batch, times=2)

@@ -87,7 +87,9 @@ class SwapReport:
     """What `companion_swap` found; `print` shows a table.
 
     Means are over RoIs as training samples them: targets are drawn half from foreground, and weigh
-    as many RoIs as they stand for. Intervals are 95%, by bootstrap over images.
+    as many RoIs as they stand for. Intervals are 95%, by bootstrap over images. A head leaks where
+    `change` is above 0 and above `null`; slightly below 0 is no leakage: companions from a RoI's
+    own image may do it a little harm.
 
     Attributes:
         classification, classification_foreground, classification_background: classification loss
