@@ -1,6 +1,8 @@
 """How far a study is, what is left, and how long that takes."""
 
 import statistics
+import sys
+import time
 from collections.abc import Iterable, Sequence
 
 from tabulate import tabulate
@@ -9,7 +11,8 @@ from tqdm import tqdm
 from .metrics import read_metrics, seconds_per_iteration
 from .runs import Run
 
-MEASURING = 0.3  # share of a run's time, before one has been measured
+MEASURING = 0.3  # share of a run's time
+SECONDS_ON_SCREEN, SECONDS_IN_LOG = 1.0, 60.0  # between two pictures of the bar
 
 
 class Progress:
@@ -18,6 +21,7 @@ class Progress:
     def __init__(self, runs: Sequence[Run]) -> None:
         self._runs = runs
         self._ended = {run.folder for run in runs if run.measured}
+        self._drawn = 0.0
         self._bar = tqdm(
             total=len(runs),
             initial=self._done(),
@@ -39,7 +43,10 @@ class Progress:
                 self._bar.write(f"{run.label}: {_outcome(run)}")
         self._bar.set_description_str(f"{len(self._ended)} of {len(self._runs)} runs", False)
         self._bar.set_postfix_str("; ".join(filter(None, map(_doing, self._runs))), False)
-        self._bar.update(self._done() - self._bar.n)
+        every = SECONDS_ON_SCREEN if sys.stderr.isatty() else SECONDS_IN_LOG
+        if time.monotonic() - self._drawn >= every or self.ended == len(self._runs):
+            self._bar.n, self._drawn = self._done(), time.monotonic()
+            self._bar.refresh()
         return self.ended
 
     def close(self) -> None:
@@ -81,8 +88,8 @@ def plan_table(runs: Sequence[Run], jobs: int) -> str:
     """What a study would do: a row per run, and an estimate of the time.
 
     The estimate comes from the finished and half-finished runs of the same study: seconds per
-    iteration of the same arm, or else of all, and likewise for measuring. Without any it is
-    unknown.
+    iteration of the same arm, or else of all, and likewise for measuring, without the seconds that
+    processes take to start. Without any such run it is unknown.
     """
     rows = [(run, _state(run), _estimate(run, runs)) for run in runs]
     table = tabulate(
