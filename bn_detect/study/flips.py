@@ -19,16 +19,15 @@ def draw_flips(results: dict, examples: int = 4) -> Figure | None:
     None where no flip was recorded, or the images are not there any more.
     """
     found = [
-        (arm, flip)
-        for arm, flip in _flips(results)
+        (arm, names, flip)
+        for arm, names, flip in _flips(results)
         if flip["file_name"] and _readable(flip["file_name"])
     ][:examples]
     if not found:
         return None
-    names = results["study"].get("classes") or []
     figure = Figure(figsize=(10, 1.7 * len(found)))
     rows = figure.subplots(len(found), 3, squeeze=False, width_ratios=[1, 3, 3])
-    for axes, (arm, flip) in zip(rows, found, strict=True):
+    for axes, (arm, names, flip) in zip(rows, found, strict=True):
         own, swapped = (_name(flip[key], names) for key in ("own_prediction", "swapped_prediction"))
         _show(
             axes[0], _crop(flip["file_name"], flip["box"]), f"truth: {_name(flip['label'], names)}"
@@ -40,17 +39,18 @@ def draw_flips(results: dict, examples: int = 4) -> Figure | None:
     return figure
 
 
-def _flips(results: dict) -> list[tuple[str, dict]]:
-    """(arm, example), the arm with the largest change first."""
+def _flips(results: dict) -> list[tuple[str, list[str], dict]]:
+    """(arm, names of the classes, example), the arm with the largest change first."""
     every = []
     for name, arm in results["arms"].items():
         for run in arm["runs"]:
             probe = (run.get("probes") or {}).get("companion_swap")
             if probe:
                 change = probe["classification"]["change"]["mean"]
-                every += [(change, name, flip) for flip in probe["flips"]]
+                classes = run.get("classes") or []
+                every += [(change, name, classes, flip) for flip in probe["flips"]]
     every.sort(key=lambda each: -each[0])
-    return [(name, flip) for _, name, flip in every]
+    return [(name, classes, flip) for _, name, classes, flip in every]
 
 
 def _readable(file_name: str) -> bool:

@@ -164,6 +164,7 @@ def _run_probes(folder: Path, measurements: Measurements) -> None:
         return
     cfg = run_config(folder, measurements.run, 1)
     subject = Subject(cfg, load_model(cfg, measurements.run, folder), measurements.found)
+    measurements.found["classes"] = subject.classes
     for name in missing:
         begin = time.monotonic()
         report = PROBES[name](subject)

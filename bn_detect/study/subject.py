@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from torch import nn
 
 from .. import probes
@@ -33,6 +33,13 @@ class Subject:
         """Batches of as many images as all workers have, of the split's first dataset."""
         name = self.cfg.DATASETS[split][0]
         return probes.probe_loader(self.cfg, name, self.cfg.SOLVER.IMS_PER_BATCH)
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes of what is probed."""
+        name = self.cfg.DATASETS.TEST[0]
+        DatasetCatalog.get(name)  # which may be what sets the names
+        return list(MetadataCatalog.get(name).get("thing_classes", []))
 
     @property
     def partition(self) -> NormalizationBatch | None:

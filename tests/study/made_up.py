@@ -26,6 +26,7 @@ def run(arm: str, seed: int, *, swap: float, ap: float, null: float = 0.0, flips
     return {
         "arm": arm,
         "seed": seed,
+        "classes": [HOSTILE, "b"],
         "training": {"loss_cls": 0.5},
         "curves": {"iteration": [0, 10, 20], "loss_cls": [1.0, 0.7, 0.5]},
         "evaluation": {

@@ -22,7 +22,7 @@ def folder(tmp_path_factory):
         "shuffled": {"runs": [run("shuffled", 1, swap=0.0, ap=42.0)]},
         "not run": {},
     }
-    results = study(arms, name=HOSTILE, question=HOSTILE, classes=[HOSTILE, "b"])
+    results = study(arms, name=HOSTILE, question=HOSTILE)
     assert write_report(results, folder) == folder / "report.html"
     return folder
 
