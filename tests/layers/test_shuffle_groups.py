@@ -3,6 +3,7 @@
 import copy
 import itertools
 import pickle
+from datetime import timedelta
 
 import pytest
 import torch
@@ -44,12 +45,22 @@ def on_rank(rank: int, world_size: int) -> dict:
         return {
             exchange: [by_itself(case, 0, 2 * pair + rank) for pair in (0, 1)]
             for exchange, case in PAIRS.items()
-        }
+        } | {"alone": dist.get_process_group_ranks(neighbours(1))}
     if world_size < 4:
         return {}
+    made = neighbours(2, timedelta(seconds=29))  # before the heads do, as in training
     trained = {name: train(case, 4 * v, rank, v) for name, (case, v) in CASES.items()}
     pairs = {exchange: by_itself(case, 2, rank) for exchange, case in PAIRS.items()}
-    return trained | pairs | {"groups": of_two(rank), "error": of_three()}
+    return (
+        trained
+        | pairs
+        | {
+            "groups": of_two(rank),
+            "timeout": made._get_backend(CPU).options._timeout,
+            "alone": dist.get_process_group_ranks(neighbours(1)),
+            "error": of_three(),
+        }
+    )
 
 
 def by_itself(case: Case, shuffle_groups: int, worker: int) -> dict:
@@ -142,6 +153,16 @@ def test_groups_are_consecutive_ranks_and_made_once(four):
             "all": True,
             "copies": [True, True],
         }
+
+
+def test_groups_have_the_timeout_that_they_were_made_with(four):
+    assert [r["timeout"] for r in four] == [timedelta(seconds=29)] * 4
+
+
+def test_another_world_has_groups_of_its_own(worlds):
+    for size in (2, 4):
+        alone = [r["shuffle groups"]["alone"] for r in worlds[size]]
+        assert alone == [[rank] for rank in range(size)]
 
 
 def test_a_size_that_does_not_divide_the_ranks_is_refused(four):
