@@ -58,6 +58,7 @@ COLUMNS = (
     Column("box AP", "box AP", 1, _ap("bbox", "AP")),
     Column("mask AP", "mask AP", 1, _ap("segm", "AP")),
     Column("AP50", "box AP50", 1, _ap("bbox", "AP50")),
+    Column("precise AP", "box AP, PreciseBN", 1, _ap("bbox", "AP", "precise")),
     Column("minibatch AP", "box AP, mini-batch", 1, _ap("bbox", "AP", "minibatch")),
     Column("minibatch AP50", "box AP50, mini-batch", 1, _ap("bbox", "AP50", "minibatch")),
     Column("loss", "training loss (class)", 2, _scalar("training", "loss_cls")),
