@@ -1,12 +1,14 @@
 """Checkpoints that are whole or not there."""
 
 import os
+import zlib
 from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 
+from ..distributed.collectives import all_gather_int, default_group
 from ..files import write_atomically
 
 
@@ -28,6 +30,26 @@ class AtomicCheckpointer(DetectionCheckpointer):
         self.logger.info(f"Saving checkpoint to {os.path.join(self.save_dir, basename)}")
         write_atomically(Path(self.save_dir, basename), lambda file: torch.save(data, file))
         self.tag_last_checkpoint(basename)
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """As in the parent; a collective where it resumes.
+
+        Raises:
+            ValueError: ranks see different latest checkpoints, or only some see one; they would
+                begin at different iterations, and wait for one another.
+        """
+        if resume:
+            latest = Path(self.get_checkpoint_file()).name if self.has_checkpoint() else ""
+            device = next(self.model.parameters()).device
+            names = all_gather_int(zlib.crc32(latest.encode()), device, default_group())
+            others = [str(rank) for rank, name in enumerate(names) if name != names[0]]
+            if others:
+                raise ValueError(
+                    f"--resume: OUTPUT_DIR {self.save_dir} has another latest checkpoint, or none, "
+                    f"on rank {', '.join(others)} than on rank 0; it must be a folder that all "
+                    "machines share, or the same copy on each"
+                )
+        return super().resume_or_load(path, resume=resume)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         write_atomically(
