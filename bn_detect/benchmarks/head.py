@@ -10,8 +10,8 @@ from detectron2.layers import ShapeSpec
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from ..distributed.collectives import default_group
-from ..layers import NormalizationBatch
+from ..distributed.collectives import all_reduce_sum, default_group
+from ..layers import NormalizationBatch, RoIBatchNorm2d
 from ..modeling import BNConvFCHead, BNMaskConvUpsampleHead
 from ..modeling.watching import apply_to_moved_rois
 from .all_gather import apply_after_all_gather
@@ -21,6 +21,7 @@ from .timing import default_device, interleaved, ratios, spread, waiting_for
 HELP = "a step of the heads on 1, 2, 4 ranks, and moving RoIs by itself"
 CHANNELS, IMAGES = 256, 2
 REFERENCE, GATHERED = "worker", "shuffled, all-gather"
+WAITING = "worker, waiting at each layer"
 BATCHES = {
     REFERENCE: NormalizationBatch("worker"),
     "images": NormalizationBatch("images"),
@@ -98,6 +99,12 @@ def head_steps(
         yield arm, _step(_with_images(head, len(x)), x, list(head.parameters()))
     if dist.get_world_size() > 1:
         head = build(BATCHES[REFERENCE]).to(x.device)
+        for layer in head.modules():
+            if isinstance(layer, RoIBatchNorm2d):
+                layer.register_forward_hook(lambda layer, inputs, y: _WaitForAll.apply(y))
+        yield WAITING, _step(_with_images(head, len(x)), x, list(head.parameters()))
+
+        head = build(BATCHES[REFERENCE]).to(x.device)
         generator = torch.Generator().manual_seed(0)
         group = default_group()
 
@@ -105,6 +112,21 @@ def head_steps(
             return apply_after_all_gather(_layers(head), x, generator, group)
 
         yield GATHERED, _step(gathered, x, list(head.parameters()))
+
+
+class _WaitForAll(torch.autograd.Function):
+    """x itself, once all ranks are here; its gradient likewise: what any exchange of statistics
+    costs where ranks are not equally fast, and nothing else."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        all_reduce_sum(x.new_zeros(1), default_group())
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        all_reduce_sum(grad.new_zeros(1), default_group())
+        return grad
 
 
 def _with_images(head: nn.Module, rois: int) -> Callable[[Tensor], Tensor]:

@@ -2,8 +2,8 @@
 
 `shuffle_rois` draws one random permutation of the RoIs of all workers and deals them out in
 consecutive parts of (almost) equal size. `unshuffle_rois` brings rows back to where they came from.
-Each is one `all_to_all_single`, so a worker sends its own rows and receives its new ones: no rank
-ever holds more than its share.
+Each is one `all_to_all_single` and one local reordering, so a worker sends its own rows and
+receives its new ones: no rank ever holds more than its share.
 """
 
 from dataclasses import dataclass
@@ -46,14 +46,15 @@ class ShufflePlan:
             rank.
         send, receive: rows this rank sends to and receives from each rank.
         send_order: (sum(send),) this rank's own rows, in the order they are sent.
-        receive_order: (sum(receive),) puts the received rows into shuffled order.
+        positions: (sum(receive),) int64 on the CPU, the position in the shuffled order of each row
+            received. Rows stay as they arrive, worker by worker: within a batch order is nothing.
     """
 
     permutation: Tensor
     send: tuple[int, ...]
     receive: tuple[int, ...]
     send_order: Tensor
-    receive_order: Tensor
+    positions: Tensor
     process_group: dist.ProcessGroup | None = None
 
 
@@ -76,15 +77,14 @@ def plan_shuffle(
     send = torch.bincount(owner[mine], minlength=workers)
 
     # Rows arrive grouped by source and, within a source, by position.
-    arrives_from = source[owner == me]
-    receive = torch.bincount(arrives_from, minlength=workers)
-    by_source = torch.argsort(arrives_from, stable=True)
+    share = torch.nonzero(owner == me).flatten()
+    receive = torch.bincount(source[share], minlength=workers)
     return ShufflePlan(
         permutation=permutation,
         send=tuple(send.tolist()),
         receive=tuple(receive.tolist()),
         send_order=send_order.to(device),
-        receive_order=torch.argsort(by_source).to(device),
+        positions=share[torch.argsort(source[share], stable=True)],
         process_group=process_group,
     )
 
@@ -100,7 +100,8 @@ def shuffle_rois(
         process_group: default: all ranks; without any, a permutation of this process's rows.
 
     Returns:
-        This worker's share of the shuffled rows, differentiable with respect to `x`, and the plan.
+        This worker's share of the shuffled rows, in the order of `plan.positions`, differentiable
+        with respect to `x`, and the plan.
     """
     process_group = process_group or default_group()
     counts = all_gather_int(x.shape[0], x.device, process_group)
@@ -120,10 +121,10 @@ def unshuffle_rois(y: Tensor, plan: ShufflePlan) -> Tensor:
     Raises:
         ValueError: `y` does not have the number of rows that the plan gave this worker.
     """
-    if y.shape[0] != len(plan.receive_order):
+    if y.shape[0] != len(plan.positions):
         raise ValueError(
             f"unshuffle_rois: got {y.shape[0]} rows, but the plan gave this worker "
-            f"{len(plan.receive_order)}"
+            f"{len(plan.positions)}"
         )
     return _Exchange.apply(y, plan, True)
 
@@ -134,15 +135,12 @@ class _Exchange(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, plan: ShufflePlan, inverse: bool) -> Tensor:
         ctx.plan, ctx.inverse = plan, inverse
+        # index_select copies whole rows, which indexing does not.
         if inverse:
-            by_source = torch.empty_like(x)
-            by_source[plan.receive_order] = x
-            rows = all_to_all_rows(by_source, plan.receive, plan.send, plan.process_group)
-            out = torch.empty_like(rows)
-            out[plan.send_order] = rows
-            return out
-        rows = all_to_all_rows(x[plan.send_order], plan.send, plan.receive, plan.process_group)
-        return rows[plan.receive_order]
+            rows = all_to_all_rows(x, plan.receive, plan.send, plan.process_group)
+            return rows.index_select(0, torch.argsort(plan.send_order))
+        rows = x.index_select(0, plan.send_order)
+        return all_to_all_rows(rows, plan.send, plan.receive, plan.process_group)
 
     @staticmethod
     def backward(ctx, grad: Tensor):

@@ -38,7 +38,7 @@ def test_layer(measure):
 def test_head(measure):
     result, printed = measure("head", "--rois", 4, "--mask-rois", 2, "--ranks", 2)
     rows = {(row["what"], row["arm"]): row for row in result["rows"]}
-    assert len(rows) == 2 * 6 + 2
+    assert len(rows) == 2 * 7 + 2
     assert rows["box head, 4 RoIs", "worker"]["ratio"] == [1, 1]
     assert spread(rows["moving 32 RoIs and back", "shuffled, features"]["ratio"]) in printed
 

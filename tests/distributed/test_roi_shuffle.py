@@ -39,17 +39,16 @@ def moved(group, split: tuple, trailing: tuple, dtype: torch.dtype) -> dict:
         "shuffled": shuffled,
         "back": unshuffle_rois(shuffled, plan),
         "plan": (plan.permutation, plan.send, plan.receive),
+        "positions": plan.positions,
     }
 
 
 def gradients(group, split: tuple) -> tuple[Tensor, ...]:
     """x, and the gradient and its gradient of a sum of terms that depend on the shuffled order."""
-    rank, total = dist.get_rank(group), sum(split)
+    rank = dist.get_rank(group)
     x = rows(sum(split[:rank]), split[rank], (2,), torch.float64).requires_grad_()
     shuffled, plan = shuffle_rois(x, generator(), group)
-    start = total * rank // len(split)
-    position = torch.arange(start, start + len(shuffled)).double()[:, None]
-    y = unshuffle_rois(shuffled**3 * position, plan)
+    y = unshuffle_rois(shuffled**3 * plan.positions.double()[:, None], plan)
     (first,) = torch.autograd.grad((y * x).sum(), x, create_graph=True)
     (second,) = torch.autograd.grad(first.sum(), x)
     return x.detach(), first.detach(), second
@@ -97,8 +96,13 @@ def test_rows_are_dealt_out_by_one_permutation_and_come_back(ranks, trailing, dt
         assert sorted(permutation.tolist()) == list(range(sum(split)))
         everything = torch.cat([r["x"] for r in by_rank])
         shuffled = torch.cat([r["shuffled"] for r in by_rank])
-        assert torch.equal(shuffled, everything[permutation])
-        shares = [len(r["shuffled"]) for r in by_rank]
+        positions = torch.cat([r["positions"] for r in by_rank])
+        assert torch.equal(shuffled, everything[permutation[positions]])
+        # Consecutive shares, which are equal to within one row.
+        start, shares = 0, [len(r["shuffled"]) for r in by_rank]
+        for r, share in zip(by_rank, shares, strict=True):
+            assert sorted(r["positions"].tolist()) == list(range(start, start + share))
+            start += share
         assert max(shares) - min(shares) <= 1
         for r in by_rank:
             assert torch.equal(r["plan"][0], permutation)
