@@ -21,5 +21,8 @@ setup(
         "tabulate",
         "tqdm",
     ],
-    extras_require={"slurm": ["submitit"]},
+    extras_require={
+        "slurm": ["submitit"],
+        "corruptions": ["imagecorruptions==1.1.2", "scikit-image>=0.21"],
+    },
 )

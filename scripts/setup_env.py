@@ -19,8 +19,9 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES, PINS, DETECTRON2_PIN = (
-    ROOT / "requirements" / name for name in ("packages.txt", "pins.txt", "detectron2.txt")
+PACKAGES, NO_DEPENDENCIES, PINS, DETECTRON2_PIN = (
+    ROOT / "requirements" / f"{name}.txt"
+    for name in ("packages", "no_dependencies", "pins", "detectron2")
 )
 AGAIN = "Then type: make setup (what is installed is kept)"
 LOCK = open(__file__)  # noqa: SIM115 - a pip that outlives this process holds it too
@@ -153,6 +154,7 @@ def install(venv, python, ours):
     size = "" if "torch" in installed else " (3 GB to download, 5.5 GB on disk: minutes)"
     doing = f"installing torch, torchvision and what Detectron2 and the tests need{size}"
     run(doing, AGAIN, *pip, "-r", PACKAGES)
+    run("installing imagecorruptions", AGAIN, *pip, "--no-deps", "-r", NO_DEPENDENCIES)
     # In ours, files without metadata were left by a pip that was killed.
     whole = not ours or {"detectron2", "sal-detectron2"} & set(installed)
     install_detectron2(python, site, whole and origins["detectron2"], installed, ours)
@@ -170,7 +172,7 @@ def main():
     except BlockingIOError:
         say("waiting for another set-up of this clone")
         fcntl.flock(LOCK, fcntl.LOCK_EX)
-    files = [Path(__file__), PACKAGES, PINS, DETECTRON2_PIN, ROOT / "setup.py"]
+    files = [Path(__file__), PACKAGES, NO_DEPENDENCIES, PINS, DETECTRON2_PIN, ROOT / "setup.py"]
     parts = [*(f.read_bytes() for f in files), f"{os.environ.get('DETECTRON2')} {ROOT}".encode()]
     key = hashlib.sha256(b"\0".join(parts)).hexdigest()
     stamp = done.read_text().splitlines() if done.exists() else []

@@ -3,6 +3,7 @@
 
 prepare_data.py neon-trees
 prepare_data.py leaky-shapes
+prepare_data.py corrupted --dataset neon_trees_val --corruption fog --severity 3
 prepare_data.py check neon_trees_train coco_2017_val
 """
 
@@ -12,14 +13,19 @@ import sys
 from dataclasses import fields
 
 from bn_detect.data import (
+    CORRUPTIONS,
     DatasetError,
     LeakyShapesOptions,
     TilingOptions,
     check_dataset,
     prepare_leaky_shapes,
     prepare_neon_trees,
+    register_derived,
     summary_table,
+    write_corrupted,
 )
+from bn_detect.data.corrupted import corrupted_name
+from bn_detect.data.corruptions import SEVERITIES
 from bn_detect.data.neon_trees import FOLDER, prepared_summaries
 from bn_detect.data.prepared import default_root
 
@@ -57,9 +63,19 @@ def leaky_shapes(args: argparse.Namespace) -> int:
     return 0
 
 
+def corrupted(args: argparse.Namespace) -> int:
+    register_derived([args.dataset])
+    print(summary_table([check_dataset(args.dataset)]))
+    made = write_corrupted(args.dataset, args.corruption, args.severity, force=args.force)
+    name = corrupted_name(args.dataset, args.corruption, args.severity)
+    print(f"{default_root()}/{name}: {'written' if made else 'already there, nothing to do'}")
+    return 0
+
+
 def check(args: argparse.Namespace) -> int:
     for module in args.imports:
         importlib.import_module(module)
+    register_derived(args.names)
     summaries, errors = [], []
     for name in args.names:
         try:
@@ -123,6 +139,19 @@ def parser() -> argparse.ArgumentParser:
         flag = f"--{dial.name.replace('_', '-')}"
         add(flag, type=type(dial.default), default=dial.default, help=DIALS[dial.name])
     add("--force", action="store_true", help="rebuild what was prepared before")
+
+    corrupting = commands.add_parser(
+        "corrupted",
+        help="write the images of a registered dataset corrupted to disk; without it they are "
+        "corrupted as they are read",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    corrupting.set_defaults(run=corrupted)
+    add = corrupting.add_argument
+    add("--dataset", required=True, metavar="NAME")
+    add("--corruption", required=True, choices=CORRUPTIONS)
+    add("--severity", type=int, choices=SEVERITIES, default=3)
+    add("--force", action="store_true", help="make it anew if it is there")
 
     checking = commands.add_parser("check", help="look for faults in registered datasets")
     checking.set_defaults(run=check)

@@ -13,7 +13,6 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import (
     DatasetFromList,
-    DatasetMapper,
     build_detection_train_loader,
     get_detection_dataset_dicts,
 )
@@ -21,6 +20,8 @@ from detectron2.data.build import trivial_batch_collator
 from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
+
+from .mapper import BNDatasetMapper
 
 Sample = tuple[int, int]  # position in this rank's stream of samples, index in the dataset
 
@@ -120,7 +121,7 @@ def build_resumable_train_loader(cfg: CfgNode, mapper: Callable | None = None):
 
     Args:
         cfg: `DATASETS`, `DATALOADER`, `INPUT` and `SOLVER.IMS_PER_BATCH` (over all ranks).
-        mapper: default: Detectron2's `DatasetMapper`.
+        mapper: default: `BNDatasetMapper`.
 
     Returns:
         `ResumableTrainLoader`; for a `DATALOADER.SAMPLER_TRAIN` other than "TrainingSampler" and
@@ -128,7 +129,7 @@ def build_resumable_train_loader(cfg: CfgNode, mapper: Callable | None = None):
     """
     name = cfg.DATALOADER.SAMPLER_TRAIN
     if name not in ("TrainingSampler", "RepeatFactorTrainingSampler"):
-        return build_detection_train_loader(cfg, mapper=mapper)
+        return build_detection_train_loader(cfg, mapper=mapper or BNDatasetMapper(cfg, True))
     keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0
     dataset_dicts = get_detection_dataset_dicts(
         cfg.DATASETS.TRAIN,
@@ -150,7 +151,7 @@ def build_resumable_train_loader(cfg: CfgNode, mapper: Callable | None = None):
 
     return ResumableTrainLoader(
         dataset_dicts,
-        mapper or DatasetMapper(cfg, is_train=True),
+        mapper or BNDatasetMapper(cfg, is_train=True),
         indices,
         cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size(),
         aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,

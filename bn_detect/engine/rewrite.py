@@ -13,8 +13,7 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
-from ..data import check_datasets
-from ..data.subset import register_subsets
+from ..data import check_datasets, register_derived
 from ..files import write_atomically
 from .evaluation import precise_bn
 from .launch import WorkerDied, expected_world_size, launch, share_cores
@@ -124,7 +123,7 @@ def check(cfg: CfgNode, args: argparse.Namespace, world_size: int) -> None:
         ValueError: a setting, the dataset, the checkpoint, or a model without BN.
     """
     validate_config(BNTrainer.auto_scale_workers(cfg, world_size), world_size)
-    register_subsets(cfg.DATASETS.TRAIN)
+    register_derived(cfg.DATASETS.TRAIN)
     check_datasets(cfg.DATASETS.TRAIN)
     cfg = cfg.clone()
     cfg.defrost()
@@ -141,7 +140,7 @@ def work(args: argparse.Namespace) -> None:
     if cfg.MODEL.DEVICE == "cpu":
         share_cores()
     seed_all_rng(max(cfg.SEED, 0) + comm.get_rank())
-    register_subsets(cfg.DATASETS.TRAIN)
+    register_derived(cfg.DATASETS.TRAIN)
     model = BNTrainer.build_model(cfg)
     checkpoint, state = read_checkpoint(args.weights)
     load_all(model, state, args.weights)

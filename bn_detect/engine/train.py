@@ -14,8 +14,7 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
 from ..config import add_bn_detect_config, normalization_batch
-from ..data import check_datasets
-from ..data.subset import register_subsets
+from ..data import check_datasets, register_derived
 from ..distributed.neighbours import neighbours
 from ..files import write_json
 from .checkpointer import AtomicCheckpointer
@@ -113,7 +112,7 @@ def check(cfg: CfgNode, args: argparse.Namespace, world_size: int) -> None:
     trains = not args.eval_only or precise
     validate_config(BNTrainer.auto_scale_workers(cfg, world_size), world_size, trains=trains)
     names = [*(cfg.DATASETS.TRAIN if trains else ()), *cfg.DATASETS.TEST]
-    register_subsets(names)
+    register_derived(names)
     check_datasets(names)
 
 
@@ -126,7 +125,7 @@ def work(args: argparse.Namespace) -> None:
     if not args.eval_only:  # here, where the time-out is known; the heads look them up
         ranks = normalization_batch(cfg).shuffling_processes(comm.get_world_size())
         neighbours(ranks, timeout=timedelta(seconds=args.dist_timeout))
-    register_subsets([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
+    register_derived([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
     if args.eval_only:
         results = evaluate(cfg, args)
     else:

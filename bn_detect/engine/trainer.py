@@ -28,6 +28,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
+from ..data import BNDatasetMapper
 from ..data.resumable_loader import ResumableTrainLoader, build_resumable_train_loader
 from .amp import CPUAMPTrainer
 from .checkpointer import AtomicCheckpointer
@@ -167,7 +168,8 @@ class BNTrainer(DefaultTrainer):
         """Under mini-batch statistics a batch is a group of images; else one image, as usual."""
         roi_bn = cfg.MODEL.ROI_BN
         group = roi_bn.TEST_IMAGES_PER_GROUP if roi_bn.TEST_STATS == "minibatch" else 1
-        return build_detection_test_loader(cfg, dataset_name, batch_size=group)
+        mapper = BNDatasetMapper(cfg, is_train=False)
+        return build_detection_test_loader(cfg, dataset_name, mapper=mapper, batch_size=group)
 
     @classmethod
     def build_population_loader(cls, cfg: CfgNode, seed: int):

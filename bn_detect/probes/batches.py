@@ -5,9 +5,11 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper, get_detection_dataset_dicts
+from detectron2.data import get_detection_dataset_dicts
 from detectron2.data.detection_utils import build_augmentation
 from tqdm import tqdm
+
+from ..data import BNDatasetMapper
 
 
 class ProbeLoader:
@@ -17,7 +19,7 @@ class ProbeLoader:
     """
 
     def __init__(
-        self, dicts: list[dict], mapper: DatasetMapper, images_per_batch: int, seed: int
+        self, dicts: list[dict], mapper: BNDatasetMapper, images_per_batch: int, seed: int
     ) -> None:
         self._dicts, self._mapper, self._size = dicts, mapper, images_per_batch
         self._order = torch.randperm(
@@ -51,7 +53,7 @@ def probe_loader(
             f"images_per_batch is {images_per_batch}, but {dataset_name} has {len(dicts)} images"
         )
     resizing = build_augmentation(cfg, is_train=False)
-    mapper = DatasetMapper(cfg, is_train=True, augmentations=resizing)
+    mapper = BNDatasetMapper(cfg, is_train=True, augmentations=resizing)
     return ProbeLoader(dicts, mapper, images_per_batch, seed)
 
 

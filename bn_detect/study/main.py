@@ -8,8 +8,7 @@ import sys
 from itertools import chain
 from pathlib import Path
 
-from ..data import check_datasets
-from ..data.subset import register_subsets
+from ..data import check_datasets, register_derived
 from .datasets import check_dataset_options, prepare_datasets
 from .plan import Study, read_study
 from .progress import Progress, plan_table
@@ -109,7 +108,7 @@ def prepare(study: Study, args: argparse.Namespace, groups: list[Group]) -> None
     """
     prepare_datasets(study)
     names = sorted({name for run in _runs(groups) for name in run.datasets})
-    register_subsets(names)
+    register_derived(names)
     check_datasets(names)
     if args.force:
         forget(_runs(groups))

@@ -19,7 +19,7 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..data.subset import register_subsets
+from ..data import register_derived
 from ..engine.checkpointer import AtomicCheckpointer
 from ..engine.evaluation import EVAL_STATS, evaluate_under, precise_bn
 from ..engine.launch import launch, share_cores
@@ -116,7 +116,7 @@ def run_config(folder: Path, run: dict[str, Any], processes: int) -> CfgNode:
     cfg.defrost()
     cfg.SOLVER.REFERENCE_WORLD_SIZE = 0
     cfg.MODEL.ROI_BN.VIRTUAL_WORKERS *= run["workers"] // processes
-    register_subsets([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
+    register_derived([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
     return cfg
 
 

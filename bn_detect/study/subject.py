@@ -10,7 +10,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from torch import nn
 
 from .. import probes
-from ..data.subset import register_subsets
+from ..data import register_derived
 from ..engine.evaluation import evaluate_under
 from ..engine.trainer import BNTrainer
 from ..layers import NormalizationBatch, RoIBatchNorm2d
@@ -81,7 +81,7 @@ def _evaluator(subject: Subject) -> Callable[[str], dict[str, dict[str, float]]]
     val, train = cfg.DATASETS.TEST[0], cfg.DATASETS.TRAIN[0]
     images = min(AP_IMAGES, len(DatasetCatalog.get(val)), len(DatasetCatalog.get(train)))
     part = f"{train}@{images}"
-    register_subsets([part])
+    register_derived([part])
     cfg.DATASETS.TEST = (part,)
     known = subject.found["evaluation"]
 

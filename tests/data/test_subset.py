@@ -3,8 +3,7 @@
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from bn_detect.data import DatasetError, check_dataset
-from bn_detect.data.subset import register_subsets
+from bn_detect.data import DatasetError, check_dataset, register_derived
 
 
 @pytest.fixture
@@ -19,7 +18,7 @@ def whole(tmp_path):
 
 
 def test_images_are_spread_evenly_and_metadata_kept(whole):
-    register_subsets([whole, f"{whole}@4", f"{whole}@4"])
+    register_derived([whole, f"{whole}@4", f"{whole}@4"])
     assert [d["image_id"] for d in DatasetCatalog.get(f"{whole}@4")] == [0, 2, 5, 7]
     metadata = MetadataCatalog.get(f"{whole}@4")
     assert metadata.thing_classes == ["tree"] and metadata.evaluator_type == "coco"
@@ -29,16 +28,16 @@ def test_images_are_spread_evenly_and_metadata_kept(whole):
 @pytest.mark.parametrize("number", ["0", "-1", "few", ""])
 def test_numbers_that_are_none(whole, number):
     with pytest.raises(ValueError, match="stands a number of images, at least 1"):
-        register_subsets([f"{whole}@{number}"])
+        register_derived([f"{whole}@{number}"])
 
 
 def test_more_images_than_there_are(whole):
-    register_subsets([f"{whole}@11"])
+    register_derived([f"{whole}@11"])
     with pytest.raises(ValueError, match="has 10 images only"):
         DatasetCatalog.get(f"{whole}@11")
 
 
 def test_part_of_no_dataset():
-    register_subsets(["subset_test_nothing@3"])
+    register_derived(["subset_test_nothing@3"])
     with pytest.raises(DatasetError, match="subset_test_nothing"):
         check_dataset("subset_test_nothing@3")

@@ -1,0 +1,119 @@
+"""A registered dataset with corrupted images: made as they are read, or kept on disk."""
+
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from detectron2.data import DatasetCatalog
+from PIL import Image
+from tqdm import tqdm
+
+from .corruptions import SMALLEST, check_corruption
+from .errors import DatasetError
+from .mapper import read_image
+from .metadata import share_metadata
+from .prepared import RECORD, default_root, prepare_folder
+
+RECIPE = 1
+DatasetDicts = list[dict[str, Any]]
+
+
+def register_corrupted(name: str, corruption: str, severity: int) -> str:
+    """Register dataset NAME_corrupted_TYPE_SEVERITY, and return its name.
+
+    Its dicts and metadata are NAME's. The images are those that `write_corrupted` left on disk, or
+    where it did not, the dicts tell `read_image` and `BNDatasetMapper` to corrupt them: the same
+    pixels.
+
+    Args:
+        name: any registered dataset whose dicts have "file_name".
+        corruption, severity: see `corrupt`.
+
+    Raises:
+        ValueError: an unknown corruption or severity (when the dataset is read: images too small).
+    """
+    check_corruption(corruption, severity)
+    derived = corrupted_name(name, corruption, severity)
+    if derived not in DatasetCatalog:
+        DatasetCatalog.register(derived, lambda: _load(name, corruption, severity))
+        share_metadata(name, derived)
+    return derived
+
+
+def corrupted_name(name: str, corruption: str, severity: int) -> str:
+    """The name under which that corruption of dataset `name` is registered."""
+    return f"{name}_corrupted_{corruption}_{severity}"
+
+
+def write_corrupted(name: str, corruption: str, severity: int, *, force: bool = False) -> bool:
+    """Write the corrupted images of a registered dataset into $DETECTRON2_DATASETS, as PNG files.
+
+    The folder has the dataset's derived name. It appears whole or not at all.
+
+    Args:
+        force: make it anew if it is there.
+
+    Returns:
+        whether it was made now.
+
+    Raises:
+        ValueError: as `register_corrupted`, or something else is in its place.
+    """
+    check_corruption(corruption, severity)
+    dicts = DatasetCatalog.get(name)
+    _check_sizes(name, dicts)
+    files = _files_within(dicts)
+
+    def write(dataset_dict: dict[str, Any], path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image = read_image({**dataset_dict, "corruption": (corruption, severity)}, "RGB")
+        Image.fromarray(image).save(path)
+
+    def build(folder: Path) -> dict[str, Any]:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            done = pool.map(write, dicts, [folder / file for file in files])
+            list(tqdm(done, f"{corruption} {severity}", len(dicts), unit="image"))
+        return {"images": len(dicts)}
+
+    options = {"dataset": name, "corruption": corruption, "severity": severity}
+    target = default_root() / corrupted_name(name, corruption, severity)
+    return prepare_folder(target, RECIPE, options, build, force=force)
+
+
+def _load(name: str, corruption: str, severity: int) -> DatasetDicts:
+    derived = corrupted_name(name, corruption, severity)
+    dicts = DatasetCatalog.get(name)
+    share_metadata(name, derived)
+    folder = default_root() / derived
+    record = folder / RECORD
+    if not record.is_file():
+        _check_sizes(name, dicts)
+        return [{**d, "corruption": (corruption, severity)} for d in dicts]
+    written = json.loads(record.read_text())["images"]
+    if written != len(dicts):
+        raise DatasetError(
+            f"{folder} holds {written} images, but {name} has {len(dicts)}: make it anew with "
+            f"`python tools/prepare_data.py corrupted --dataset {name} --corruption {corruption} "
+            f"--severity {severity} --force`"
+        )
+    files = _files_within(dicts)
+    return [{**d, "file_name": str(folder / f)} for d, f in zip(dicts, files, strict=True)]
+
+
+def _files_within(dicts: DatasetDicts) -> list[str]:
+    """Where the corrupted copy of each image lies in its folder: as the original does in its."""
+    paths = [os.path.abspath(d["file_name"]) for d in dicts]
+    common = os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else ""
+    return [f"{os.path.relpath(path, common)}.png" for path in paths]
+
+
+def _check_sizes(name: str, dicts: DatasetDicts) -> None:
+    for d in dicts:
+        width, height = d.get("width", SMALLEST), d.get("height", SMALLEST)
+        if min(width, height) < SMALLEST:
+            raise DatasetError(
+                f"dataset {name!r}: {d['file_name']} is {width}x{height} px; corruptions need "
+                f"images of at least {SMALLEST} px each way"
+            )
