@@ -1,5 +1,6 @@
 """The pictures of a study's report, each from a results.json."""
 
+import itertools
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -137,21 +138,21 @@ def _decomposition(runs: dict[str, list[dict]]) -> Figure | None:
 
 
 def _layers(runs: dict[str, list[dict]]) -> Figure | None:
-    """Bits by layer; the labels that were asked for are averaged."""
-    bits: dict[str, dict[str, list[float]]] = {}
-    null: dict[str, list[float]] = {}
+    """Bits by layer and label."""
+    bits: dict[str, dict[tuple[str, str], list[float]]] = {}
+    null: dict[tuple[str, str], list[float]] = {}
     for arm, each in runs.items():
         for run in each:
             for layer in _probe(run, "statistics_probe").get("layers", ()):
-                name = f"{layer['name']}\n{layer['label']}"
-                bits.setdefault(arm, {}).setdefault(name, []).append(layer["bits"])
-                null.setdefault(name, []).append(layer["null_std"])
+                key = layer["name"], layer["label"]
+                bits.setdefault(arm, {}).setdefault(key, []).append(layer["bits"])
+                null.setdefault(key, []).append(layer["null_std"])
     if not bits:
         return None
-    found = {
-        arm: [over_seeds(layers.get(name, ())) for name in null] for arm, layers in bits.items()
-    }
-    figure = _grouped_bars(list(null), found, "bits beyond permuted labels")
+    found = {arm: [over_seeds(layers.get(key, ())) for key in null] for arm, layers in bits.items()}
+    names = _without_shared_prefix([name for name, _ in null])
+    labels = [f"{name}\n{label}" for name, (_, label) in zip(names, null, strict=True)]
+    figure = _grouped_bars(labels, found, "bits beyond permuted labels")
     for x, spreads in enumerate(null.values()):
         for sign in (-1.96, 1.96):
             level = sign * _mean(spreads)
@@ -202,6 +203,14 @@ def _grouped_bars(
     axis.set_ylabel(label)
     axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
+
+
+def _without_shared_prefix(names: list[str]) -> list[str]:
+    """Module names without the parents that all have in common."""
+    parents = [name.split(".")[:-1] for name in names]
+    levels = zip(*parents, strict=False)
+    shared = len(list(itertools.takewhile(lambda level: len(set(level)) == 1, levels)))
+    return [".".join(name.split(".")[shared:]) for name in names]
 
 
 def _wrapped(text: str) -> str:

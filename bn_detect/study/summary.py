@@ -60,11 +60,11 @@ COLUMNS = (
     Column("AP50", "box AP50", 1, _ap("bbox", "AP50")),
     Column("precise AP", "box AP, PreciseBN", 1, _ap("bbox", "AP", "precise")),
     Column("minibatch AP", "box AP, mini-batch", 1, _ap("bbox", "AP", "minibatch")),
-    Column("minibatch AP50", "box AP50, mini-batch", 1, _ap("bbox", "AP50", "minibatch")),
-    Column("loss", "training loss (class)", 2, _scalar("training", "loss_cls")),
     Column("swap", "swap (nats)", 3, _interval("companion_swap", "classification", "change")),
     Column("null", "resampled (nats)", 3, _interval("companion_swap", "classification", "null")),
     Column("flips", "flipped", 3, _interval("companion_swap", "flip_rate")),
+    Column("minibatch AP50", "box AP50, mini-batch", 1, _ap("bbox", "AP50", "minibatch")),
+    Column("loss", "training loss (class)", 2, _scalar("training", "loss_cls")),
     Column("gradient", "gradient on own image", 3, _interval("cross_roi_jacobian", "same_image")),
     Column("bits", "bits in statistics", 3, _most_bits),
 )
@@ -147,14 +147,20 @@ def _verdict(name: str, found: dict, leaking: list[bool], clean: list[str]) -> s
     share = f" in {agree} of {len(leaking)} runs" if several and agree < len(leaking) else ""
     if not leaks:
         return f"no leak found{share}: {size}"
-    ap = found[name].get("box AP")
-    better = [
-        other
-        for other in clean
-        if ap is None or "box AP" not in found[other] or found[other]["box AP"].mean > ap.mean
-    ]
-    cure = f"; repaired by {', '.join(better)}" if better else ""
+    # What takes AP away is no repair.
+    aps = {arm: found[arm].get("box AP") for arm in (name, *clean)}
+    cures = [arm for arm in clean if not _below(aps[arm], aps[name])]
+    cure = f"; repaired by {', '.join(cures)}" if cures else ""
     return f"leaks{share}: {size}{cure}"
+
+
+def _below(one: Estimate | None, other: Estimate | None) -> bool:
+    """By the intervals; of one seed, which has none, by more than a twentieth."""
+    if one is None or other is None:
+        return False
+    if one.high == one.high and other.low == other.low:
+        return one.high < other.low
+    return one.mean < 0.95 * other.mean
 
 
 def evaluation(run: Run, kind: str, task: str, metric: str) -> float | None:

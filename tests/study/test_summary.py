@@ -37,6 +37,7 @@ def test_verdicts():
         "resampled": _runs("resampled", [0.05], 41.0, null=0.05),
         "shuffled": _runs("shuffled", [0.005, -0.005], 42.0),
         "worse": _runs("worse", [0.0], 20.0),
+        "surely worse": _runs("surely worse", [0.0, 0.0], 27.0),
         "empty": {},
     }
     found = summarize(study(arms))
@@ -44,11 +45,12 @@ def test_verdicts():
     assert verdicts["one image"].startswith("leaks: 0.550 nats [")
     assert verdicts["one image"].endswith("; repaired by resampled, shuffled")  # not by "worse"
     assert verdicts["two images"].startswith("leaks in 2 of 3 runs: 0.100 nats [")
-    assert verdicts["two images"].endswith("; repaired by shuffled")
+    # An AP within the interval, or of one seed and near, is as good.
+    assert verdicts["two images"].endswith("; repaired by resampled, shuffled")
     assert verdicts["resampled"] == "no leak found: 0.050 nats [0.040, 0.060]"
     assert verdicts["shuffled"].startswith("no leak found: 0.000 nats [")
     assert verdicts["empty"] == "not probed"
-    assert [arm.leaks for arm in found] == [True, True, False, False, False, None]
+    assert [arm.leaks for arm in found] == [True, True, False, False, False, False, None]
 
 
 def test_table_has_what_was_measured():
