@@ -21,8 +21,6 @@ from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSample
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
-from .mapper import BNDatasetMapper
-
 Sample = tuple[int, int]  # position in this rank's stream of samples, index in the dataset
 
 
@@ -116,12 +114,12 @@ def random_numbers_from(key: Sequence[int]) -> Iterator[None]:
         torch.set_rng_state(states[2])
 
 
-def build_resumable_train_loader(cfg: CfgNode, mapper: Callable | None = None):
+def build_resumable_train_loader(cfg: CfgNode, mapper: Callable):
     """The loader that `cfg` asks for, which a resumed run can continue.
 
     Args:
         cfg: `DATASETS`, `DATALOADER`, `INPUT` and `SOLVER.IMS_PER_BATCH` (over all ranks).
-        mapper: default: `BNDatasetMapper`.
+        mapper: from a dataset dict to what the model takes.
 
     Returns:
         `ResumableTrainLoader`; for a `DATALOADER.SAMPLER_TRAIN` other than "TrainingSampler" and
@@ -129,7 +127,7 @@ def build_resumable_train_loader(cfg: CfgNode, mapper: Callable | None = None):
     """
     name = cfg.DATALOADER.SAMPLER_TRAIN
     if name not in ("TrainingSampler", "RepeatFactorTrainingSampler"):
-        return build_detection_train_loader(cfg, mapper=mapper or BNDatasetMapper(cfg, True))
+        return build_detection_train_loader(cfg, mapper=mapper)
     keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0
     dataset_dicts = get_detection_dataset_dicts(
         cfg.DATASETS.TRAIN,
@@ -151,7 +149,7 @@ def build_resumable_train_loader(cfg: CfgNode, mapper: Callable | None = None):
 
     return ResumableTrainLoader(
         dataset_dicts,
-        mapper or BNDatasetMapper(cfg, is_train=True),
+        mapper,
         indices,
         cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size(),
         aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,

@@ -88,9 +88,16 @@ def with_test_statistics(model: nn.Module, kind: str) -> Iterator[None]:
 @contextlib.contextmanager
 def with_precise_statistics(cfg: CfgNode, model: nn.Module) -> Iterator[None]:
     """The statistics of a PreciseBN pass as `TEST.PRECISE_BN` says, and then the old ones again."""
+    with kept_buffers(model):
+        precise_bn(cfg, model)
+        yield
+
+
+@contextlib.contextmanager
+def kept_buffers(model: nn.Module) -> Iterator[None]:
+    """Whatever becomes of the buffers within, they are as before at the end."""
     before = {buffer: buffer.clone() for buffer in model.buffers()}
     try:
-        precise_bn(cfg, model)
         yield
     finally:
         with torch.no_grad():

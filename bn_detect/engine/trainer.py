@@ -4,7 +4,7 @@ import contextlib
 import logging
 import os
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -161,14 +161,19 @@ class BNTrainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode):
-        return build_resumable_train_loader(cfg)
+        return build_resumable_train_loader(cfg, cls.build_mapper(cfg, is_train=True))
+
+    @classmethod
+    def build_mapper(cls, cfg: CfgNode, is_train: bool) -> Callable[[dict], dict | None]:
+        """From a dataset dict to what the model takes, in training or at inference."""
+        return BNDatasetMapper(cfg, is_train)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
         """Under mini-batch statistics a batch is a group of images; else one image, as usual."""
         roi_bn = cfg.MODEL.ROI_BN
         group = roi_bn.TEST_IMAGES_PER_GROUP if roi_bn.TEST_STATS == "minibatch" else 1
-        mapper = BNDatasetMapper(cfg, is_train=False)
+        mapper = cls.build_mapper(cfg, is_train=False)
         return build_detection_test_loader(cfg, dataset_name, mapper=mapper, batch_size=group)
 
     @classmethod
