@@ -1,6 +1,7 @@
 """BatchNorm with an explicit normalization batch; knows nothing of Detectron2."""
 
 from .convert import convert_roi_batchnorm, set_iteration, use_layout
+from .domain_batch_norm import DomainBatchNorm2d, fill_domains
 from .grouped_batch_norm import grouped_batch_norm
 from .normalization_batch import NormalizationBatch
 from .roi_batch_norm import RoIBatchNorm2d
@@ -8,11 +9,13 @@ from .roi_layout import RoILayout
 from .running_statistics import average_running_statistics
 
 __all__ = [
+    "DomainBatchNorm2d",
     "NormalizationBatch",
     "RoIBatchNorm2d",
     "RoILayout",
     "average_running_statistics",
     "convert_roi_batchnorm",
+    "fill_domains",
     "grouped_batch_norm",
     "set_iteration",
     "use_layout",

@@ -78,7 +78,7 @@ class _GroupedBatchNorm(torch.autograd.Function):
             var = torch.where(lonely, pop_var.to(var), var)
         invstd = torch.rsqrt(var + eps)
         scale = invstd if weight is None else invstd * weight
-        y = _ops(x).normalize(x, group, mean, scale, bias)
+        y = ops_for(x).normalize(x, group, mean, scale, bias)
 
         # Not the population itself: it is updated between forward and backward.
         ctx.save_for_backward(x, weight, bias, group, mean, var, stats.count)
@@ -100,7 +100,7 @@ class _GroupedBatchNorm(torch.autograd.Function):
             return _differentiable_backward(ctx, dy)
 
         invstd = torch.rsqrt(var + ctx.eps)
-        sums = _ops(x).gradient_sums(x, dy, group, mean)
+        sums = ops_for(x).gradient_sums(x, dy, group, mean)
         sum_dy, sum_dy_xmu = sums.unbind(1)
         dweight = (sum_dy_xmu * invstd).sum(0).to(weight) if weight is not None else None
         dbias = sum_dy.sum(0).to(bias) if bias is not None else None
@@ -114,7 +114,7 @@ class _GroupedBatchNorm(torch.autograd.Function):
         shift = -scale * sum_dy / n
         if ctx.has_population:  # population statistics do not depend on x
             slope, shift = (torch.where((count == 1)[:, None], 0.0, t) for t in (slope, shift))
-        dx = _ops(x).input_gradient(x, dy, group, mean, slope, shift, scale)
+        dx = ops_for(x).input_gradient(x, dy, group, mean, slope, shift, scale)
         return dx, dweight, dbias, *[None] * 6
 
 
@@ -123,7 +123,7 @@ def group_statistics(
 ) -> GroupStatistics:
     """Count, mean and biased variance of each group; arguments as in `grouped_batch_norm`."""
     positions = x[0, 0].numel() if len(x) else 0
-    roi_mean, roi_m2 = _ops(x).roi_moments(x)
+    roi_mean, roi_m2 = ops_for(x).roi_moments(x)
     zeros = roi_mean.new_zeros((num_groups, x.shape[1]))
     count = torch.bincount(group, minlength=num_groups) * positions
     total = zeros.index_add(0, group, roi_mean)
@@ -131,12 +131,17 @@ def group_statistics(
     between = (roi_mean - mean[group]).square_().mul_(positions)
     m2 = zeros.index_add_(0, group, between.add_(roi_m2))
     if process_group is not None:
-        count, mean, m2 = _merge_over_ranks(count, mean, m2, process_group)
+        count, mean, m2 = merge_over_ranks(count, mean, m2, process_group)
     return GroupStatistics(mean, m2 / count.clamp(min=1)[:, None], count)
 
 
-def _merge_over_ranks(count, mean, m2, process_group):
-    """One all-reduce of (num_groups, 2C + 1) float64 numbers."""
+def merge_over_ranks(
+    count: Tensor, mean: Tensor, m2: Tensor, process_group: dist.ProcessGroup
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The moments of all ranks: count (num_groups,), mean and M2 (num_groups, C), float64.
+
+    One all-reduce of (num_groups, 2C + 1) float64 numbers.
+    """
     n = count.double()[:, None]
     packed = torch.cat([n, n * mean, m2 + n * mean.square()], dim=1)
     n, total, square = all_reduce_sum(packed, process_group).split(
@@ -169,7 +174,7 @@ def _differentiable_backward(ctx, dy):
     return *[next(grads) if need else None for need in ctx.needs_input_grad[:3]], *[None] * 6
 
 
-def _ops(x: Tensor) -> ModuleType:
+def ops_for(x: Tensor) -> ModuleType:
     """The kernels for x: Triton's on a GPU that has them, else plain tensor operations."""
     if x.is_cuda and importlib.util.find_spec("triton") is not None:
         from . import triton_ops  # which exists for GPUs only

@@ -31,17 +31,17 @@ def average_running_statistics(
         weight = _weight(layer)
         packed += [
             weight,
-            weight * layer.running_mean.double(),
-            weight * layer.running_var.double(),
+            weight * layer.running_mean.double().flatten(),
+            weight * layer.running_var.double().flatten(),
         ]
     sums = all_reduce_sum(torch.cat(packed), process_group)
     for layer in layers:
-        width = layer.num_features
+        width = layer.running_mean.numel()
         weight, mean, var = sums[: 2 * width + 1].split([1, width, width])
         sums = sums[2 * width + 1 :]
         if weight > 0:
-            layer.running_mean.copy_(mean / weight)
-            layer.running_var.copy_(var / weight)
+            layer.running_mean.copy_((mean / weight).view_as(layer.running_mean))
+            layer.running_var.copy_((var / weight).view_as(layer.running_var))
         if isinstance(layer, RoIBatchNorm2d):
             layer.ema_weight.fill_(1)
 
