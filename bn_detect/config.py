@@ -56,6 +56,19 @@ def add_bn_detect_config(cfg: CN) -> None:
     # Iterations between passes; 0: before each evaluation. Always at the end as well.
     _C.TEST.PRECISE_BN.PERIOD = 0
 
+    # BatchNorm in heads that all feature levels share, each level a domain: BNRetinaNet, where
+    # MODEL.RETINANET.NORM is "BN" or "SyncBN", and BNRPNHead, where MODEL.RPN.NORM is. "shared" by
+    # the levels, or of each "domain" by itself, are
+    _C.MODEL.DOMAIN_BN = CN()
+    # ... the statistics that normalize in training,
+    _C.MODEL.DOMAIN_BN.BATCH = "shared"
+    # ... those that normalize at inference,
+    _C.MODEL.DOMAIN_BN.POPULATION = "shared"
+    # ... and weight and bias.
+    _C.MODEL.DOMAIN_BN.AFFINE = "shared"
+    # Norm of BNRPNHead; Detectron2's RPN head has none: "", "GN", "BN", "SyncBN", ...
+    _C.MODEL.RPN.NORM = ""
+
     # "SGD", as in Detectron2, or "ADAMW".
     _C.SOLVER.OPTIMIZER = "SGD"
     # Learning rate of the backbone's parameters, relative to BASE_LR.
@@ -82,3 +95,8 @@ def normalization_batch(cfg: CN) -> NormalizationBatch:
         test_images_per_group=roi_bn.TEST_IMAGES_PER_GROUP,
         seed=max(cfg.SEED, 0),  # -1 asks for a random start; shuffles are the same on all workers
     )
+
+
+def domain_choices(cfg: CN) -> dict[str, str]:
+    """`MODEL.DOMAIN_BN` as the keyword arguments that `DomainBatchNorm2d` takes."""
+    return {key.lower(): value for key, value in cfg.MODEL.DOMAIN_BN.items()}

@@ -8,7 +8,8 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from .evaluation import kept_buffers
-from .population import PopulationReport, update_population_stats
+from .population import update_population_stats
+from .population_report import PopulationReport
 from .target_images import TargetImages
 from .trainer import BNTrainer
 

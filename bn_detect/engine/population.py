@@ -7,11 +7,9 @@ average that training keeps is noisy and belongs to weights that have changed si
 import contextlib
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from detectron2.utils.events import EventStorage
-from tabulate import tabulate
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
@@ -20,85 +18,14 @@ from tqdm import tqdm
 from ..distributed.collectives import all_gather_int, default_group, rank
 from ..layers import RoIBatchNorm2d
 from ..modeling.watching import WatchesRoIs
-from .moments import BatchedMoments, moments, pool_over_ranks
+from .moments import BatchedMoments, pool_over_ranks
+from .observe import observe, populations
+from .population_report import LayerReport, PopulationReport
 from .undisturbed import undisturbed
 
 logger = logging.getLogger(__name__)
 
 ROI_SOURCES = ("train", "test")
-
-
-@dataclass(frozen=True)
-class LayerReport:
-    """What a pass found for one layer; tensors are (C,) float64 on the CPU, over all ranks.
-
-    Attributes:
-        samples: values per channel (RoIs or images x positions) that were pooled; a layer that was
-            not reached has 0 or 1 and keeps its statistics.
-        standard_error: of `new_mean`, in standard deviations of the population, from how much the
-            means of single batches differ; NaN after a single batch. 0.01: with other batches, an
-            activation would typically move by 1% of its spread.
-    """
-
-    name: str
-    samples: int
-    old_mean: Tensor
-    old_var: Tensor
-    new_mean: Tensor
-    new_var: Tensor
-    standard_error: Tensor
-
-    @property
-    def updated(self) -> bool:
-        return self.samples > 1
-
-    @property
-    def mean_shift(self) -> Tensor:
-        """(C,) (new - old mean), in standard deviations of the new statistics."""
-        return (self.new_mean - self.old_mean) / self.new_var.clamp(min=1e-12).sqrt()
-
-    @property
-    def log_var_ratio(self) -> Tensor:
-        """(C,) log(new / old variance)."""
-        return (self.new_var.clamp(min=1e-12) / self.old_var.clamp(min=1e-12)).log()
-
-
-@dataclass(frozen=True)
-class PopulationReport:
-    """The layers of one pass, in the order of the model; `print` shows a table."""
-
-    layers: tuple[LayerReport, ...]
-    iterations: int
-
-    @property
-    def not_reached(self) -> list[str]:
-        """Names of the layers that no value reached; their statistics are as before."""
-        return [layer.name for layer in self.layers if not layer.updated]
-
-    def __str__(self) -> str:
-        rows = [
-            [
-                layer.name,
-                layer.samples,
-                layer.mean_shift.square().mean().sqrt().item(),
-                layer.log_var_ratio.square().mean().sqrt().item(),
-                layer.standard_error.square().mean().sqrt().item(),
-            ]
-            if layer.updated
-            else [layer.name, "not reached", None, None, None]
-            for layer in self.layers
-        ]
-        return tabulate(
-            rows,
-            headers=[
-                "layer",
-                "values",
-                "mean shift (sigma)",
-                "log var ratio",
-                "std. error (sigma)",
-            ],
-            floatfmt=".3f",
-        )
 
 
 def update_population_stats(
@@ -121,8 +48,9 @@ def update_population_stats(
     number generators are as before; if anything is raised, the statistics too.
 
     Args:
-        model: any module with BatchNorm1d/2d/3d, SyncBatchNorm, RoIBatchNorm2d or
-            NaiveSyncBatchNorm, in DistributedDataParallel or not; called as `model(batch)`.
+        model: any module with BatchNorm1d/2d/3d, SyncBatchNorm, RoIBatchNorm2d, DomainBatchNorm2d
+            (each population by itself) or NaiveSyncBatchNorm, in DistributedDataParallel or not;
+            called as `model(batch)`.
         loader: batches; at least `num_iters` of them on every rank.
         modules: dotted prefixes, such as ("backbone", "roi_heads.box_head"); None: every layer.
         roi_source: "train": the model runs as in training (sampled RoIs, ground truth added);
@@ -146,15 +74,20 @@ def update_population_stats(
     model = unwrapped(model)
     layers = select_bn_layers(model, modules)
     found = {
-        name: BatchedMoments(layer.num_features, layer.running_mean.device)
+        name: [
+            BatchedMoments(layer.num_features, layer.running_mean.device)
+            for _ in range(populations(layer))
+        ]
         for name, layer in layers.items()
     }
+    every = [each for of_layer in found.values() for each in of_layer]
     with undisturbed(model), _collecting(model, layers, found, roi_source):
-        _forward_batches(model, loader, num_iters, list(found.values()), progress)
+        _forward_batches(model, loader, num_iters, every, progress)
 
-    pool_over_ranks(list(found.values()), default_group())
+    pool_over_ranks(every, default_group())
     report = PopulationReport(
-        tuple(_write(name, layers[name], found[name]) for name in layers), num_iters
+        tuple(r for name, layer in layers.items() for r in _write(name, layer, found[name])),
+        num_iters,
     )
     if report.not_reached:
         logger.warning(
@@ -200,17 +133,26 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def _write(name: str, layer: _BatchNorm, found: BatchedMoments) -> LayerReport:
+def _write(name: str, layer: _BatchNorm, found: list[BatchedMoments]) -> Iterator[LayerReport]:
+    if len(found) == 1:
+        yield _write_one(name, layer.running_mean, layer.running_var, found[0])
+    else:
+        for domain, each in enumerate(found):
+            yield _write_one(f"{name}.domain{domain}", *layer.statistics_of(domain), each)
+    if isinstance(layer, RoIBatchNorm2d) and found[0].total.count > 1:
+        layer.ema_weight.fill_(1)
+
+
+def _write_one(name: str, mean: Tensor, var: Tensor, found: BatchedMoments) -> LayerReport:
+    """Put what was found into the (C,) buffers `mean` and `var`."""
     pooled = found.total
-    old_mean, old_var = (b.double().cpu().clone() for b in (layer.running_mean, layer.running_var))
+    old_mean, old_var = (b.double().cpu().clone() for b in (mean, var))
     new_mean, new_var = old_mean, old_var
     if pooled.count > 1:
-        var = pooled.m2 / (pooled.count - 1)
-        layer.running_mean.copy_(pooled.mean)
-        layer.running_var.copy_(var)
-        if isinstance(layer, RoIBatchNorm2d):
-            layer.ema_weight.fill_(1)
-        new_mean, new_var = pooled.mean.cpu(), var.cpu()
+        unbiased = pooled.m2 / (pooled.count - 1)
+        mean.copy_(pooled.mean)
+        var.copy_(unbiased)
+        new_mean, new_var = pooled.mean.cpu(), unbiased.cpu()
     error = found.standard_error().cpu()
     return LayerReport(name, pooled.count, old_mean, old_var, new_mean, new_var, error)
 
@@ -247,7 +189,7 @@ def _forward_batches(
 def _collecting(
     model: nn.Module,
     layers: dict[str, _BatchNorm],
-    found: dict[str, BatchedMoments],
+    found: dict[str, list[BatchedMoments]],
     roi_source: str,
 ) -> Iterator[None]:
     """The model in the mode of `roi_source`, the layers on mini-batch statistics and observed."""
@@ -263,43 +205,10 @@ def _collecting(
                 module.watch(True)  # the layers need their layouts in inference mode too
         for name, layer in layers.items():
             layer.training = True
-            handles += _observe(layer, found[name])
+            handles += observe(layer, found[name])
         yield
     finally:
         for handle in handles:
             handle.remove()
         for layer, momentum in momenta.items():
             layer.momentum = momentum
-
-
-def _observe(layer: _BatchNorm, found: BatchedMoments) -> list[RemovableHandle]:
-    """Pool what `layer` sees."""
-
-    def compute(_, args: tuple, kwargs: dict) -> None:
-        found.add((*args, *kwargs.values())[0].detach())
-
-    def forget(*_) -> None:
-        layer.running_mean.zero_()
-        layer.running_var.zero_()
-
-    def read(_, args: tuple, kwargs: dict, y: Tensor) -> None:
-        if not y.numel():
-            return
-        count = y.numel() // y.shape[1]
-        mean, m2 = layer.running_mean.double(), layer.running_var.double() * (count - 1)
-        # Far from zero, float32 and the layer's algorithm may be too coarse.
-        far = mean.square() * count > 100 * m2
-        if far.any():
-            x = (*args, *kwargs.values())[0].detach()
-            mean[far], m2[far] = moments(x[:, far])
-        found.add_moments(count, mean, m2)
-
-    own_forward = getattr(layer.forward, "__func__", None) is _BatchNorm.forward
-    if not own_forward or not layer.track_running_stats:
-        return [layer.register_forward_pre_hook(compute, with_kwargs=True)]
-    # torch's layers compute the moments anyway: with momentum 1 the buffers are those of the call.
-    layer.momentum = 1.0
-    return [
-        layer.register_forward_pre_hook(forget),
-        layer.register_forward_hook(read, with_kwargs=True),
-    ]

@@ -24,7 +24,15 @@ from ..modeling import (
 )
 from .optimizer import OPTIMIZERS
 from .population import ROI_SOURCES
+from .validate_domains import check_domains
 
+_WITHOUT_ROI_HEADS = (
+    "BNRetinaNet",
+    "FCOS",
+    "ProposalNetwork",
+    "RetinaNet",
+    "SemanticSegmentor",
+)
 _LAYOUT_GIVERS = (BNStandardROIHeads, BNCascadeROIHeads, BNRes5ROIHeads)
 
 
@@ -41,6 +49,7 @@ def validate_config(cfg: CfgNode, world_size: int, *, trains: bool = True) -> No
         _check_images(cfg, world_size)
         settings.shuffling_processes(world_size)
     _check_population(cfg)
+    check_domains(cfg)
     if cfg.SOLVER.OPTIMIZER not in OPTIMIZERS:
         raise ValueError(
             f"SOLVER.OPTIMIZER is {cfg.SOLVER.OPTIMIZER!r}; it must be one of "
@@ -128,7 +137,7 @@ def _changed_roi_bn_keys(cfg: CfgNode) -> list[str]:
 def _heads_with_bn(cfg: CfgNode) -> list[tuple[str, str, str | None]]:
     """(key of the head's name, its name, the class to use instead where it ignores ROI_BN)."""
     model = cfg.MODEL
-    if model.META_ARCHITECTURE in ("RetinaNet", "FCOS", "SemanticSegmentor", "ProposalNetwork"):
+    if model.META_ARCHITECTURE in _WITHOUT_ROI_HEADS:
         return []
     found = []
 

@@ -1,17 +1,22 @@
-"""The heads and backbones that importing bn_detect registers with Detectron2."""
+"""The heads, models and backbones that importing bn_detect registers with Detectron2."""
 
 from .backbone import build_lean_resnet_fpn_backbone, build_small_conv_backbone
 from .box_head import BNConvFCHead
 from .keypoint_head import BNKRCNNConvDeconvUpsampleHead
 from .mask_head import BNMaskConvUpsampleHead
+from .retinanet_head import BNRetinaNet, BNRetinaNetHead
 from .roi_heads import BNCascadeROIHeads, BNRes5ROIHeads, BNStandardROIHeads
+from .rpn_head import BNRPNHead
 
 __all__ = [
     "BNCascadeROIHeads",
     "BNConvFCHead",
     "BNKRCNNConvDeconvUpsampleHead",
     "BNMaskConvUpsampleHead",
+    "BNRPNHead",
     "BNRes5ROIHeads",
+    "BNRetinaNet",
+    "BNRetinaNetHead",
     "BNStandardROIHeads",
     "build_lean_resnet_fpn_backbone",
     "build_small_conv_backbone",

@@ -1,4 +1,4 @@
-"""Every config loads, is valid and builds; Table 6 is what the paper says."""
+"""Every config loads, is valid and builds; Tables 5 and 6 are what the paper says."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from detectron2.modeling import build_model
 
 from bn_detect import add_bn_detect_config
 from bn_detect.engine.validation import validate_config
-from bn_detect.layers import RoIBatchNorm2d
+from bn_detect.layers import DomainBatchNorm2d, RoIBatchNorm2d
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 EVERY = sorted(path.relative_to(CONFIGS) for path in CONFIGS.rglob("*.yaml"))
@@ -105,6 +105,38 @@ GPUS = {
     "global": ([(16, 1), (8, 1), (4, 1), (2, 1), (1, 1)], None),
     "nonorm": ([(8, 1)], None),
 }
+# Batch, population and affine of the rows of Table 5.
+TABLE5 = [
+    ("domain", "shared", "shared"),
+    ("domain", "domain", "shared"),
+    ("shared", "shared", "shared"),
+    ("shared", "domain", "shared"),
+    ("domain", "domain", "domain"),
+    ("shared", "shared", "domain"),
+]
+# RetinaNet's settings where they are not Mask R-CNN's.
+RETINANET = {
+    "MODEL.META_ARCHITECTURE": "BNRetinaNet",
+    "MODEL.BACKBONE.NAME": "build_retinanet_resnet_fpn_backbone",
+    "MODEL.RESNETS.OUT_FEATURES": ["res3", "res4", "res5"],
+    "MODEL.FPN.IN_FEATURES": ["res3", "res4", "res5"],
+    "MODEL.RETINANET.IN_FEATURES": ["p3", "p4", "p5", "p6", "p7"],
+    "MODEL.RETINANET.NORM": "SyncBN",
+    "MODEL.RETINANET.NUM_CONVS": 4,
+    "MODEL.RETINANET.NUM_CLASSES": 80,
+    "MODEL.RETINANET.PRIOR_PROB": 0.01,
+    "MODEL.RETINANET.FOCAL_LOSS_ALPHA": 0.25,
+    "MODEL.RETINANET.FOCAL_LOSS_GAMMA": 2.0,
+    "MODEL.RETINANET.SMOOTH_L1_LOSS_BETA": 0.0,
+    "MODEL.RETINANET.IOU_THRESHOLDS": [0.4, 0.5],
+    "MODEL.RETINANET.IOU_LABELS": [0, -1, 1],
+    "MODEL.ANCHOR_GENERATOR.SIZES": [
+        [size, size * 2 ** (1 / 3), size * 2 ** (2 / 3)] for size in (32, 64, 128, 256, 512)
+    ],
+    "SOLVER.BASE_LR": 0.01,
+}
+BOTH = ("WEIGHTS", "DEPTH", "RESNETS.NORM", "FREEZE_AT", "ASPECT", "SOLVER", "INPUT", "DATASETS")
+
 # Below the base the rows set nothing else.
 DELTA_KEYS = {"MODEL.MASK_ON", "MODEL.ROI_BOX_HEAD.NORM", "MODEL.ROI_MASK_HEAD.NORM", "OUTPUT_DIR"}
 
@@ -133,9 +165,13 @@ def test_loads_validates_and_builds(path):
     validate_config(cfg, workers)
     cfg.MODEL.WEIGHTS = ""
     model = build_model(cfg)
-    layers = [m for m in model.modules() if isinstance(m, RoIBatchNorm2d)]
+    kind = DomainBatchNorm2d if "retinanet" in path.name.lower() else RoIBatchNorm2d
+    layers = [m for m in model.modules() if isinstance(m, kind)]
     assert bool(layers) == ("nonorm" not in path.name)
-    assert {m.layout.settings.batch for m in layers} <= {cfg.MODEL.ROI_BN.BATCH}
+    if kind is RoIBatchNorm2d:
+        assert {m.layout.settings.batch for m in layers} <= {cfg.MODEL.ROI_BN.BATCH}
+    else:
+        assert len(layers) == 2 * cfg.MODEL.RETINANET.NUM_CONVS
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)
@@ -184,3 +220,19 @@ def test_table6_on_other_numbers_of_gpus(row):
             assert of_a_worker % images == 0
         elif images:
             assert of_a_worker == images
+
+
+@pytest.mark.parametrize("row", TABLE5, ids="_".join)
+def test_table5(row):
+    cfg = load(f"COCO-Detection/retinanet_R_50_FPN_3x_{'_'.join(row)}.yaml")
+    values = flat(cfg)
+    shared = {key: value for key, value in PAPER.items() if any(part in key for part in BOTH)}
+    expected = {**shared, **RETINANET}
+    assert {key: values[key] for key in expected} == expected
+    assert tuple(cfg.MODEL.DOMAIN_BN.values()) == row
+    base = flat(load("Base-RetinaNet-BN.yaml"))
+    changed = {key for key, value in values.items() if value != base[key]}
+    assert changed <= {f"MODEL.DOMAIN_BN.{k}" for k in cfg.MODEL.DOMAIN_BN} | {"OUTPUT_DIR"}
+
+    small = load(f"neon/retinanet_lean_FPN_{'_'.join(row)}.yaml")
+    assert dict(small.MODEL.DOMAIN_BN) == dict(cfg.MODEL.DOMAIN_BN)

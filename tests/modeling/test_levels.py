@@ -1,0 +1,329 @@
+"""RetinaNet and RPN heads over feature levels: against Detectron2's, one batch, and over ranks."""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from detectron2 import model_zoo
+from detectron2.config import CfgNode, instantiate
+from detectron2.config import LazyCall as L
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_model
+from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
+from detectron2.modeling.proposal_generator.rpn import StandardRPNHead
+from detectron2.utils.events import EventStorage
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from bn_detect.engine import update_population_stats
+from bn_detect.engine.validation import validate_config
+from bn_detect.layers import DomainBatchNorm2d
+from bn_detect.modeling import BNRetinaNet, BNRetinaNetHead, BNRPNHead
+from tests.helpers.ranks import run_ranks
+
+from .images import model_inputs
+from .small import CLASSES, config
+
+CHANNELS = 4
+SIZES = [(12, 9), (6, 5), (3, 3)]
+CHOICES = [
+    dict(zip(("batch", "population", "affine"), choice, strict=True))
+    for choice in itertools.product(("shared", "domain"), repeat=3)
+]
+CLOSE = {"rtol": 1e-9, "atol": 1e-9}
+
+
+def features(images: int = 2, seed: int = 0) -> list[Tensor]:
+    """Float64, levels of unlike mean and spread."""
+    g = torch.Generator().manual_seed(seed)
+    noise = [torch.randn(images, CHANNELS, *s, generator=g, dtype=torch.float64) for s in SIZES]
+    return [level + (1 + level) * x for level, x in enumerate(noise)]
+
+
+def randomized(module: nn.Module) -> nn.Module:
+    g = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in module.parameters():
+            p.copy_(0.3 * torch.randn(p.shape, generator=g))
+    return module.double()
+
+
+def retinanet_head(norm: str = "BN", cls: type = BNRetinaNetHead, **choices) -> nn.Module:
+    shapes = [ShapeSpec(channels=CHANNELS)] * len(SIZES)
+    numbers = {"num_classes": 2, "num_anchors": 1, "conv_dims": [CHANNELS, CHANNELS]}
+    return randomized(cls(input_shape=shapes, norm=norm, **numbers, **choices))
+
+
+def rpn_head(norm: str = "BN", conv_dims: tuple = (-1, -1), **choices) -> BNRPNHead:
+    numbers = {"in_channels": CHANNELS, "num_anchors": 2, "conv_dims": conv_dims}
+    return randomized(BNRPNHead(num_levels=len(SIZES), norm=norm, **numbers, **choices))
+
+
+def tower(layers: list[nn.Module], xs: list[Tensor]) -> list[Tensor]:
+    """Layer by layer over the levels, BN by torch's functions on what is one batch."""
+    for layer in layers:
+        if not isinstance(layer, DomainBatchNorm2d):
+            xs = [layer(x) for x in xs]
+            continue
+        if layer.batch == "domain":
+            xs = [F.batch_norm(x, None, None, training=True) for x in xs]
+        else:  # (N, C, all positions)
+            whole = torch.cat([x.flatten(2) for x in xs], dim=2)
+            parts = F.batch_norm(whole, None, None, training=True).split(
+                [x[0, 0].numel() for x in xs], dim=2
+            )
+            xs = [part.view_as(x) for part, x in zip(parts, xs, strict=True)]
+        per_level = layer.weight.dim() == 2
+        scales = layer.weight if per_level else [layer.weight] * len(xs)
+        shifts = layer.bias if per_level else [layer.bias] * len(xs)
+        xs = [x * a[:, None, None] + b[:, None, None] for x, a, b in zip(xs, scales, shifts)]  # noqa: B905
+    return xs
+
+
+@pytest.mark.parametrize("choices", CHOICES, ids=lambda c: "-".join(c.values()))
+def test_retinanet_head_in_training(choices):
+    head, xs = retinanet_head(**choices), features()
+    expected = (
+        tower([*head.cls_subnet, head.cls_score], xs),
+        tower([*head.bbox_subnet, head.bbox_pred], xs),
+    )
+    torch.testing.assert_close(head(xs), expected, **CLOSE)
+
+
+@pytest.mark.parametrize("conv_dims", [(-1,), (-1, 6)])
+@pytest.mark.parametrize("choices", CHOICES, ids=lambda c: "-".join(c.values()))
+def test_rpn_head_in_training(choices, conv_dims):
+    head, xs = rpn_head(conv_dims=conv_dims, **choices), features()
+    convs = [head.conv] if len(conv_dims) == 1 else list(head.conv)
+    layers = []
+    for conv in convs:
+        plain = nn.Conv2d(conv.in_channels, conv.out_channels, 3, padding=1).double()
+        plain.load_state_dict({"weight": conv.weight, "bias": conv.bias})
+        layers += [plain, conv.norm, nn.ReLU()]
+    expected = (
+        tower([*layers, head.objectness_logits], xs),
+        tower([*layers, head.anchor_deltas], xs),
+    )
+    torch.testing.assert_close(head(xs), expected, **CLOSE)
+
+
+def test_everything_but_affine_per_level_is_detectron2s_head_with_bn():
+    """Which counts calls to know the level."""
+    ours = retinanet_head(batch="domain", population="domain", affine="shared")
+    theirs = retinanet_head(cls=RetinaNetHead).train()
+    state = theirs.state_dict()
+    for key, value in ours.state_dict().items():
+        prefix, part = key.rsplit(".", 1)
+        if part.startswith("running"):
+            for level in range(len(SIZES)):
+                state[f"{prefix}.{level}.{part}"] = value[level]
+        elif key in state:
+            state[key] = value
+    theirs.load_state_dict(state)
+    for seed in range(2):
+        torch.testing.assert_close(ours(features(seed=seed)), theirs(features(seed=seed)), **CLOSE)
+    torch.testing.assert_close(ours.eval()(features(seed=5)), theirs.eval()(features(seed=5)))
+
+
+@pytest.mark.parametrize("norm", ["", "GN32"])
+def test_other_norms_are_the_parents(norm):
+    def make_norm(channels: int) -> nn.Module:
+        return nn.GroupNorm(2, channels)
+
+    norm = make_norm if norm else ""
+    ours, theirs = retinanet_head(norm), retinanet_head(norm, RetinaNetHead)
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    torch.testing.assert_close(ours(features()), theirs(features()))
+    rpn = rpn_head(norm, conv_dims=(-1,))
+    plain = randomized(StandardRPNHead(in_channels=CHANNELS, num_anchors=2, conv_dims=(-1,)))
+    if not norm:
+        assert rpn.state_dict().keys() == plain.state_dict().keys()
+        torch.testing.assert_close(rpn(features()), plain(features()))
+    else:
+        assert isinstance(rpn.conv.norm, nn.GroupNorm) and len(rpn(features())[0]) == len(SIZES)
+
+
+def test_rpn_head_loads_a_checkpoint_without_norm():
+    plain = StandardRPNHead(in_channels=CHANNELS, num_anchors=2, conv_dims=(-1, -1))
+    missing = rpn_head().load_state_dict(plain.double().state_dict(), strict=False)
+    assert not missing.unexpected_keys and all(".norm." in key for key in missing.missing_keys)
+
+
+# Whole models.
+
+
+def retinanet_config(norm: str = "SyncBN", **choices) -> CfgNode:
+    cfg = config("box")
+    m = cfg.MODEL
+    m.META_ARCHITECTURE = "BNRetinaNet"
+    m.RETINANET.IN_FEATURES, m.RETINANET.NUM_CLASSES = ["p0", "p1"], CLASSES
+    m.RETINANET.NORM, m.RETINANET.NUM_CONVS = norm, 1
+    m.ANCHOR_GENERATOR.SIZES = [[16], [32]]
+    set_choices(cfg, choices)
+    return cfg
+
+
+def rpn_config(norm: str = "SyncBN", **choices) -> CfgNode:
+    cfg = config("box", norm="")
+    m = cfg.MODEL
+    m.RPN.IN_FEATURES, m.ANCHOR_GENERATOR.SIZES = ["p0", "p1"], [[16], [32]]
+    m.RPN.HEAD_NAME, m.RPN.NORM = "BNRPNHead", norm
+    set_choices(cfg, choices)
+    return cfg
+
+
+def set_choices(cfg: CfgNode, choices: dict) -> None:
+    for key, value in choices.items():
+        cfg.MODEL.DOMAIN_BN[key.upper()] = value
+
+
+@pytest.mark.parametrize("make", [retinanet_config, rpn_config])
+@pytest.mark.parametrize("choices", CHOICES, ids=lambda c: "-".join(c.values()))
+def test_trains_two_iterations_and_detects(make, choices):
+    cfg = make(**choices)
+    validate_config(cfg, 2)
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    layers = [m for m in model.modules() if isinstance(m, DomainBatchNorm2d)]
+    assert len(layers) == (2 if make is retinanet_config else 1)
+    assert {(m.batch, m.population, m.synchronized) for m in layers} == {
+        (choices["batch"], choices["population"], True)
+    }
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    for step in range(2):
+        with EventStorage(step):
+            losses = model.train()(model_inputs(seed=step))
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        optimizer.step()
+        assert all(loss.isfinite() for loss in losses.values())
+    for name, layer in model.named_modules():
+        if isinstance(layer, DomainBatchNorm2d):
+            shapes = {k: v.dim() for k, v in layer.state_dict().items() if v.dim()}
+            per_level = {"domain": 2, "shared": 1}
+            assert shapes["running_mean"] == per_level[choices["population"]]
+            assert shapes["weight"] == per_level[choices["affine"]]
+            for part in ("weight", "bias", "running_mean", "running_var"):
+                changed = getattr(layer, part) != before[f"{name}.{part}"]
+                assert changed.any(-1).all()  # those of each level
+    report = update_population_stats(model, [model_inputs()], 1, progress=False)
+    assert not report.not_reached
+    found = model.eval()([{k: v for k, v in i.items() if k != "instances"} for i in model_inputs()])
+    assert len(found) == 2 and all("instances" in each for each in found)
+
+
+def test_lazy_config():
+    model = model_zoo.get_config("common/models/retinanet.py").model
+    head = {key: value for key, value in model.head.items() if key != "_target_"}
+    model.head = L(BNRetinaNetHead)(**head, norm="SyncBN", batch="domain", population="domain")
+    built = instantiate(model.head)
+    layer = built.cls_subnet[1]
+    assert isinstance(layer, DomainBatchNorm2d) and layer.num_domains == 5
+    assert layer.synchronized and layer.running_mean.shape == (5, 256)
+
+
+def test_norm_bn_is_of_the_worker_and_cfg_builds_our_head():
+    model = build_model(retinanet_config("BN"))
+    assert type(model) is BNRetinaNet and type(model.head) is BNRetinaNetHead
+    assert not model.head.cls_subnet[1].synchronized
+
+
+def wrong(make, **keys) -> CfgNode:
+    cfg = make()
+    cfg.merge_from_list([x for k, v in keys.items() for x in (f"MODEL.{k.replace('__', '.')}", v)])
+    return cfg
+
+
+@pytest.mark.parametrize(
+    ("cfg", "said"),
+    [
+        (
+            wrong(retinanet_config, DOMAIN_BN__BATCH="level"),
+            "MODEL.DOMAIN_BN.BATCH is 'level'; it must be 'shared' or 'domain'",
+        ),
+        (
+            wrong(retinanet_config, DOMAIN_BN__AFFINE="domain", RETINANET__NORM="GN"),
+            "MODEL.DOMAIN_BN.AFFINE domain: set, but no head has BatchNorm over the feature",
+        ),
+        (
+            wrong(retinanet_config, DOMAIN_BN__BATCH="domain", META_ARCHITECTURE="RetinaNet"),
+            "use MODEL.META_ARCHITECTURE 'BNRetinaNet' with MODEL.RETINANET.NORM 'SyncBN'",
+        ),
+        (
+            wrong(rpn_config, RPN__HEAD_NAME="StandardRPNHead"),
+            "MODEL.RPN.NORM is 'SyncBN', but MODEL.RPN.HEAD_NAME is 'StandardRPNHead', which has",
+        ),
+    ],
+)
+def test_mistakes(cfg, said):
+    with pytest.raises(ValueError) as caught:
+        validate_config(cfg, 2)
+    assert said in str(caught.value)
+
+
+# PreciseBN and ranks.
+
+
+def pooled(batches: list[list[Tensor]], levels: list[int]) -> tuple[Tensor, Tensor]:
+    """Mean and unbiased variance of all positions of these levels in all batches."""
+    values = torch.cat(
+        [batch[level].movedim(1, -1).reshape(-1, CHANNELS) for batch in batches for level in levels]
+    )
+    return values.mean(0), values.var(0)
+
+
+@pytest.mark.parametrize("source", ["train", "test"])
+@pytest.mark.parametrize("choices", CHOICES, ids=lambda c: "-".join(c.values()))
+def test_precise_bn_of_each_population(choices, source):
+    """Of a layer that sees the features themselves, so that its population is known."""
+    layer = DomainBatchNorm2d(CHANNELS, len(SIZES), **choices, dtype=torch.float64)
+    model = nn.Sequential(layer)
+    batches = [features(images, seed) for seed, images in enumerate((2, 1, 3))]
+    report = update_population_stats(model, batches, 3, roi_source=source, progress=False)
+    per_level = choices["population"] == "domain"
+    assert [each.name for each in report.layers] == (
+        [f"0.domain{level}" for level in range(len(SIZES))] if per_level else ["0"]
+    )
+    every = list(range(len(SIZES)))
+    for level in every:
+        expected = pooled(batches, [level] if per_level else every)
+        torch.testing.assert_close(layer.statistics_of(level), expected, **CLOSE)
+
+
+def trained(images: range, total: int, wrap=lambda model: model) -> dict[str, Tensor]:
+    """State after two steps on these images of `total`, then PreciseBN, by choices."""
+    result = {}
+    for choices in CHOICES:
+        model = retinanet_head("SyncBN", **choices)
+        wrapped = wrap(model)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for seed in range(2):
+            outputs = wrapped([x[images.start : images.stop] for x in features(total, seed)])
+            loss = sum(y.square().sum() for ys in outputs for y in ys) / total
+            optimizer.zero_grad()
+            (loss if wrapped is model else 2 * loss).backward()  # DDP takes the mean
+            optimizer.step()
+        name = "-".join(choices.values())
+        result |= {f"{name}.{k}": v.clone() for k, v in model.state_dict().items()}
+        update_population_stats(
+            model, [[x[images.start : images.stop] for x in features(total, 7)]], 1, progress=False
+        )
+        result |= {f"{name}.precise.{k}": v for k, v in model.state_dict().items()}
+    return result
+
+
+def on_rank(rank: int, world_size: int) -> dict[str, Tensor]:
+    return trained(
+        range(3) if rank == 0 else range(3, 4),
+        4,
+        lambda model: DistributedDataParallel(model, broadcast_buffers=False),
+    )
+
+
+def test_ranks_train_as_one_process_does():
+    ranks = run_ranks(on_rank, 2)
+    expected = trained(range(4), 4)
+    for state in ranks:
+        torch.testing.assert_close(state, expected, rtol=1e-8, atol=1e-9)
