@@ -10,6 +10,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 
 from ..distributed.collectives import all_gather_int, default_group
 from ..files import write_atomically
+from ..layers import fill_domains
 
 
 class AtomicCheckpointer(DetectionCheckpointer):
@@ -50,6 +51,11 @@ class AtomicCheckpointer(DetectionCheckpointer):
                     "machines share, or the same copy on each"
                 )
         return super().resume_or_load(path, resume=resume)
+
+    def _load_model(self, checkpoint: Any) -> Any:
+        """As in the parent; shared statistics of a `DomainBatchNorm2d` also fit one per domain."""
+        fill_domains(self.model, checkpoint["model"])
+        return super()._load_model(checkpoint)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         write_atomically(

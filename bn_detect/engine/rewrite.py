@@ -15,7 +15,8 @@ from torch import nn
 
 from ..data import check_datasets, register_derived
 from ..files import write_atomically
-from .evaluation import precise_bn
+from ..layers import fill_domains
+from .evaluation import evaluate_under, evaluation_table, precise_bn
 from .launch import WorkerDied, expected_world_size, launch, share_cores
 from .population import ROI_SOURCES, select_bn_layers
 from .train import read_config
@@ -45,6 +46,13 @@ def argument_parser() -> argparse.ArgumentParser:
         metavar="NAME,...",
         help="dotted prefixes of the modules to update (TEST.PRECISE_BN.MODULES)",
     )
+    add(
+        "--per-domain",
+        action="store_true",
+        help="write statistics of each feature level, of a head trained with shared ones "
+        "(MODEL.DOMAIN_BN.POPULATION domain, with which the output is then used)",
+    )
+    add("--evaluate", action="store_true", help="on DATASETS.TEST, before and after")
     add("--num-gpus", type=int, default=1, metavar="N", help="workers: GPUs, or processes on CPU")
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys")
     return parser
@@ -64,6 +72,8 @@ def configured(args: argparse.Namespace) -> CfgNode:
         if value is not None
         for text in (f"TEST.PRECISE_BN.{key}", str(value))
     ]
+    if args.per_domain:
+        options += ["MODEL.DOMAIN_BN.POPULATION", "domain"]
     return read_config(argparse.Namespace(config_file=args.config_file, opts=args.opts + options))
 
 
@@ -100,10 +110,13 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def load_all(model: nn.Module, state: dict[str, Any], path: Path) -> None:
     """Load every parameter and buffer; entries that the model lacks are fine.
 
+    Where the model keeps statistics per domain and `state` shared ones, each domain gets those.
+
     Raises:
         ValueError: one is missing, or of another shape: with a part at its initial values, the
             statistics would be those of another model.
     """
+    fill_domains(model, state)
     try:
         missing = model.load_state_dict(state, strict=False).missing_keys
     except RuntimeError as error:
@@ -123,8 +136,9 @@ def check(cfg: CfgNode, args: argparse.Namespace, world_size: int) -> None:
         ValueError: a setting, the dataset, the checkpoint, or a model without BN.
     """
     validate_config(BNTrainer.auto_scale_workers(cfg, world_size), world_size)
-    register_derived(cfg.DATASETS.TRAIN)
-    check_datasets(cfg.DATASETS.TRAIN)
+    names = [*cfg.DATASETS.TRAIN, *(cfg.DATASETS.TEST if args.evaluate else ())]
+    register_derived(names)
+    check_datasets(names)
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE = "cpu"
@@ -140,10 +154,11 @@ def work(args: argparse.Namespace) -> None:
     if cfg.MODEL.DEVICE == "cpu":
         share_cores()
     seed_all_rng(max(cfg.SEED, 0) + comm.get_rank())
-    register_derived(cfg.DATASETS.TRAIN)
+    register_derived([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
     model = BNTrainer.build_model(cfg)
     checkpoint, state = read_checkpoint(args.weights)
     load_all(model, state, args.weights)
+    every = evaluate_under(cfg, model, ["population"]) if args.evaluate else {}
     precise_bn(cfg, model)
     if comm.is_main_process():
         for name, layer in select_bn_layers(model, cfg.TEST.PRECISE_BN.MODULES or None).items():
@@ -153,6 +168,13 @@ def work(args: argparse.Namespace) -> None:
         output = args.weights if args.in_place else args.output
         write_atomically(output, lambda file: torch.save(checkpoint, file))
         print(f"Written to {output}")
+        if args.per_domain:
+            print("Use it with MODEL.DOMAIN_BN.POPULATION domain")
+    if args.evaluate:
+        results = {"before": every["population"]}
+        results["after"] = evaluate_under(cfg, model, ["population"])["population"]
+        if comm.is_main_process():
+            print(evaluation_table(results))
 
 
 def main(arguments: list[str] | None = None) -> int:
