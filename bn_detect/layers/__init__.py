@@ -3,6 +3,7 @@
 from .convert import convert_roi_batchnorm, set_iteration, use_layout
 from .domain_batch_norm import DomainBatchNorm2d, fill_domains
 from .grouped_batch_norm import grouped_batch_norm
+from .image_layout import ImageLayout, convert_batchnorm
 from .normalization_batch import NormalizationBatch
 from .roi_batch_norm import RoIBatchNorm2d
 from .roi_layout import RoILayout
@@ -10,10 +11,12 @@ from .running_statistics import average_running_statistics
 
 __all__ = [
     "DomainBatchNorm2d",
+    "ImageLayout",
     "NormalizationBatch",
     "RoIBatchNorm2d",
     "RoILayout",
     "average_running_statistics",
+    "convert_batchnorm",
     "convert_roi_batchnorm",
     "fill_domains",
     "grouped_batch_norm",

@@ -56,7 +56,7 @@ class RoILayout:
         self._served: set[int] = set()
 
     def __deepcopy__(self, memo: dict) -> "RoILayout":
-        copy = RoILayout(self.settings, self.name, self._process_group)  # groups cannot be copied
+        copy = type(self)(self.settings, self.name, self._process_group)  # groups cannot be copied
         memo[id(self)] = copy
         copy.rois_per_image = self.rois_per_image
         copy._iteration, copy._draw = self._iteration, self._draw
@@ -182,15 +182,15 @@ class RoILayout:
     def _make(self, num_rois: int, device: torch.device, training: bool) -> Partition:
         settings = self.settings
         if not training:
-            images, size = len(self._images(num_rois)), settings.test_images_per_group
-            groups = [i // size for i in range(images)]
-            return by_image(groups, self.rois_per_image, -(-images // size), device)
+            images, size = self._images(num_rois), settings.test_images_per_group
+            groups = [i // size for i in range(len(images))]
+            return by_image(groups, images, -(-len(images) // size), device)
         split = settings.batch == "worker" and settings.virtual_workers > 1
         if settings.batch == "images" or split:
             images = self._images_per_virtual_worker(num_rois)
             size = max(1, images) if split else settings.images_per_group
             groups, number = runs_of_images(settings.virtual_workers, images, size)
-            return by_image(groups, self.rois_per_image, number, device)
+            return by_image(groups, self._images(num_rois), number, device)
         if settings.batch == "shuffled" and not settings.moves_features:
             return self._shuffled(num_rois, device)
         span = self.process_group if settings.batch == "global" else None
