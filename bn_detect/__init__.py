@@ -13,7 +13,12 @@ except ImportError as error:
 
 from . import modeling  # registers the heads
 from .config import add_bn_detect_config
-from .data import register_leaky_shapes, register_neon_trees
+from .data import (
+    register_digits,
+    register_imagenet,
+    register_leaky_shapes,
+    register_neon_trees,
+)
 from .engine import update_population_stats
 from .layers import (
     NormalizationBatch,
@@ -28,6 +33,8 @@ from .layers import (
 
 register_neon_trees()
 register_leaky_shapes()
+register_digits()
+register_imagenet()
 
 __version__ = "0.1.0"
 __all__ = [

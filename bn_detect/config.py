@@ -74,6 +74,13 @@ def add_bn_detect_config(cfg: CN) -> None:
     # Learning rate of the backbone's parameters, relative to BASE_LR.
     _C.SOLVER.BACKBONE_MULTIPLIER = 1.0
 
+    # BNImageClassifier, whose images are to MODEL.ROI_BN what RoIs are to a detector.
+    _C.MODEL.CLASSIFIER = CN()
+    _C.MODEL.CLASSIFIER.NUM_CLASSES = 1000
+    # Its training images: those of a worker (virtual ones count) in a step are of this many
+    # classes, drawn anew for each step; 0: of any.
+    _C.DATALOADER.CLASSES_PER_WORKER_BATCH = 0
+
     # Detectron2's keypoint head has no norm: "", "GN", "BN", ... as in the other heads.
     _C.MODEL.ROI_KEYPOINT_HEAD.NORM = ""
 

@@ -3,6 +3,7 @@
 
 prepare_data.py neon-trees
 prepare_data.py leaky-shapes
+prepare_data.py digits
 prepare_data.py corrupted --dataset neon_trees_val --corruption fog --severity 3
 prepare_data.py check neon_trees_train coco_2017_val
 """
@@ -18,6 +19,7 @@ from bn_detect.data import (
     LeakyShapesOptions,
     TilingOptions,
     check_dataset,
+    prepare_digits,
     prepare_leaky_shapes,
     prepare_neon_trees,
     register_derived,
@@ -60,6 +62,13 @@ def leaky_shapes(args: argparse.Namespace) -> int:
     made = prepare_leaky_shapes(args.root, options, name=args.name, force=args.force)
     print(f"{args.root}/{args.name}: {'prepared' if made else 'already prepared, nothing to do'}")
     print(summary_table([check_dataset(f"{args.name}_{split}") for split in ("train", "val")]))
+    return 0
+
+
+def digits(args: argparse.Namespace) -> int:
+    made = prepare_digits(args.root, force=args.force)
+    print(f"{args.root}/digits: {'prepared' if made else 'already prepared, nothing to do'}")
+    print(summary_table([check_dataset(f"digits_{split}") for split in ("train", "val")]))
     return 0
 
 
@@ -139,6 +148,16 @@ def parser() -> argparse.ArgumentParser:
         flag = f"--{dial.name.replace('_', '-')}"
         add(flag, type=type(dial.default), default=dial.default, help=DIALS[dial.name])
     add("--force", action="store_true", help="rebuild what was prepared before")
+
+    handwritten = commands.add_parser(
+        "digits",
+        help="write scikit-learn's handwritten digits as image files: digits_train, digits_val",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    handwritten.set_defaults(run=digits)
+    add = handwritten.add_argument
+    add("--root", default=str(default_root()), help="the folder that will hold digits/")
+    add("--force", action="store_true", help="write them anew")
 
     corrupting = commands.add_parser(
         "corrupted",

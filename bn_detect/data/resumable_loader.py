@@ -21,6 +21,8 @@ from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSample
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
+from .same_class_sampler import SameClassSampler
+
 Sample = tuple[int, int]  # position in this rank's stream of samples, index in the dataset
 
 
@@ -135,7 +137,20 @@ def build_resumable_train_loader(cfg: CfgNode, mapper: Callable):
         min_keypoints=keypoints,
         proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
     )
-    if name == "TrainingSampler":
+    batch_size = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
+    if cfg.DATALOADER.CLASSES_PER_WORKER_BATCH:
+
+        def indices(seed: int) -> Iterable[int]:
+            return SameClassSampler(
+                [d["label"] for d in dataset_dicts],
+                cfg.DATALOADER.CLASSES_PER_WORKER_BATCH,
+                batch_size // cfg.MODEL.ROI_BN.VIRTUAL_WORKERS,
+                seed=seed,
+                rank=comm.get_rank(),
+                world_size=comm.get_world_size(),
+                virtual_workers=cfg.MODEL.ROI_BN.VIRTUAL_WORKERS,
+            )
+    elif name == "TrainingSampler":
 
         def indices(seed: int) -> Iterable[int]:
             return TrainingSampler(len(dataset_dicts), seed=seed)
@@ -151,8 +166,8 @@ def build_resumable_train_loader(cfg: CfgNode, mapper: Callable):
         dataset_dicts,
         mapper,
         indices,
-        cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size(),
-        aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+        batch_size,
+        aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING and "width" in dataset_dicts[0],
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         seed=max(cfg.SEED, 0),
     )

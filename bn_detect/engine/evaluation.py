@@ -11,6 +11,7 @@ from detectron2.utils import comm
 from tabulate import tabulate
 from torch import nn
 
+from ..data import CLASSIFICATION
 from ..layers import RoIBatchNorm2d
 from ..modeling.watching import WatchesRoIs
 from .population import update_population_stats
@@ -126,9 +127,13 @@ def _watch_again(model: nn.Module) -> None:
 
 
 def evaluation_table(every: dict[str, Results]) -> str:
-    """A row per dataset and kind of statistics; AP and AP50 of each task, in percent."""
+    """A row per dataset and kind of statistics; AP and AP50 of each task, or errors, in percent."""
     tasks = list(dict.fromkeys(t for r in every.values() for d in r.values() for t in d))
-    columns = [(task, metric) for task in tasks for metric in ("AP", "AP50")]
+    columns = [
+        (task, metric)
+        for task in tasks
+        for metric in (("top1_error", "top5_error") if task == CLASSIFICATION else ("AP", "AP50"))
+    ]
     rows = [
         [name, kind, *(results[name].get(task, {}).get(metric) for task, metric in columns)]
         for kind, results in every.items()

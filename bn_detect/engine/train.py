@@ -27,6 +27,7 @@ from .evaluation import (
 )
 from .launch import WorkerDied, expected_world_size, launch, share_cores
 from .trainer import BNTrainer
+from .validate_classifier import check_classes
 from .validation import validate_config
 
 
@@ -114,6 +115,7 @@ def check(cfg: CfgNode, args: argparse.Namespace, world_size: int) -> None:
     names = [*(cfg.DATASETS.TRAIN if trains else ()), *cfg.DATASETS.TEST]
     register_derived(names)
     check_datasets(names)
+    check_classes(cfg)
 
 
 def work(args: argparse.Namespace) -> None:

@@ -28,13 +28,15 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
-from ..data import BNDatasetMapper
+from ..data import CLASSIFICATION, BNDatasetMapper, ClassificationMapper
 from ..data.resumable_loader import ResumableTrainLoader, build_resumable_train_loader
 from .amp import CPUAMPTrainer
 from .checkpointer import AtomicCheckpointer
+from .classification_evaluator import ClassificationEvaluator
 from .hooks import AverageRunningStatistics, FreezeBN, PreciseBN, SeedIteration
 from .log_statistics import LogStatistics
 from .optimizer import build_optimizer
+from .validate_classifier import CLASSIFIER
 from .validation import validate_config
 
 
@@ -166,13 +168,19 @@ class BNTrainer(DefaultTrainer):
     @classmethod
     def build_mapper(cls, cfg: CfgNode, is_train: bool) -> Callable[[dict], dict | None]:
         """From a dataset dict to what the model takes, in training or at inference."""
-        return BNDatasetMapper(cfg, is_train)
+        classifies = cfg.MODEL.META_ARCHITECTURE == CLASSIFIER
+        return (ClassificationMapper if classifies else BNDatasetMapper)(cfg, is_train)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
-        """Under mini-batch statistics a batch is a group of images; else one image, as usual."""
+        """Under mini-batch statistics a batch is a group of images; else one image, as usual.
+
+        A classifier's batches are as large as in training, in whole groups.
+        """
         roi_bn = cfg.MODEL.ROI_BN
         group = roi_bn.TEST_IMAGES_PER_GROUP if roi_bn.TEST_STATS == "minibatch" else 1
+        if cfg.MODEL.META_ARCHITECTURE == CLASSIFIER:
+            group *= max(1, cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size() // group)
         mapper = cls.build_mapper(cfg, is_train=False)
         return build_detection_test_loader(cfg, dataset_name, mapper=mapper, batch_size=group)
 
@@ -189,7 +197,8 @@ class BNTrainer(DefaultTrainer):
     def build_evaluator(
         cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
     ) -> DatasetEvaluator:
-        """The evaluator for the dataset's `evaluator_type`: "coco", "lvis" or "pascal_voc".
+        """The evaluator for the dataset's `evaluator_type`: "coco", "lvis", "pascal_voc" or
+        "classification".
 
         Raises:
             ValueError: another type.
@@ -202,9 +211,11 @@ class BNTrainer(DefaultTrainer):
             return LVISEvaluator(dataset_name, output_dir=output_folder)
         if kind == "pascal_voc":
             return PascalVOCDetectionEvaluator(dataset_name)
+        if kind == CLASSIFICATION:
+            return ClassificationEvaluator()
         raise ValueError(
             f"DATASETS.TEST: {dataset_name!r} has evaluator_type {kind!r}; supported are coco, "
-            "lvis and pascal_voc"
+            "lvis, pascal_voc and classification"
         )
 
 

@@ -24,9 +24,11 @@ from ..modeling import (
 )
 from .optimizer import OPTIMIZERS
 from .population import ROI_SOURCES
+from .validate_classifier import CLASSIFIER, check_classifier
 from .validate_domains import check_domains
 
 _WITHOUT_ROI_HEADS = (
+    "BNImageClassifier",
     "BNRetinaNet",
     "FCOS",
     "ProposalNetwork",
@@ -56,9 +58,10 @@ def validate_config(cfg: CfgNode, world_size: int, *, trains: bool = True) -> No
             f"{', '.join(OPTIMIZERS)}"
         )
 
-    heads = _heads_with_bn(cfg)
     changed = _changed_roi_bn_keys(cfg)
-    if changed and not heads:
+    check_classifier(cfg, changed)
+    heads = _heads_with_bn(cfg)
+    if changed and not heads and cfg.MODEL.META_ARCHITECTURE != CLASSIFIER:
         raise ValueError(
             f"{', '.join(changed)}: set, but no RoI head has BatchNorm; set its NORM to 'BN', for "
             "example MODEL.ROI_BOX_HEAD.NORM BN with MODEL.ROI_BOX_HEAD.NUM_CONV 4"

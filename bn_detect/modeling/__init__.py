@@ -1,7 +1,12 @@
 """The heads, models and backbones that importing bn_detect registers with Detectron2."""
 
-from .backbone import build_lean_resnet_fpn_backbone, build_small_conv_backbone
+from .backbone import (
+    build_lean_resnet_backbone,
+    build_lean_resnet_fpn_backbone,
+    build_small_conv_backbone,
+)
 from .box_head import BNConvFCHead
+from .image_classifier import BNImageClassifier
 from .keypoint_head import BNKRCNNConvDeconvUpsampleHead
 from .mask_head import BNMaskConvUpsampleHead
 from .retinanet_head import BNRetinaNet, BNRetinaNetHead
@@ -11,6 +16,7 @@ from .rpn_head import BNRPNHead
 __all__ = [
     "BNCascadeROIHeads",
     "BNConvFCHead",
+    "BNImageClassifier",
     "BNKRCNNConvDeconvUpsampleHead",
     "BNMaskConvUpsampleHead",
     "BNRPNHead",
@@ -18,6 +24,7 @@ __all__ = [
     "BNRetinaNet",
     "BNRetinaNetHead",
     "BNStandardROIHeads",
+    "build_lean_resnet_backbone",
     "build_lean_resnet_fpn_backbone",
     "build_small_conv_backbone",
 ]

@@ -9,12 +9,32 @@ from torch import Tensor, nn
 
 
 @BACKBONE_REGISTRY.register()
-def build_lean_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """ResNet-10-FPN: one basic block per stage, p2 to p5 (strides 4 to 32).
+def build_lean_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
+    """ResNet-10: one basic block per stage, res2 to res5 (strides 4 to 32).
 
     Reads `MODEL.RESNETS.NORM`, `STEM_OUT_CHANNELS`, `RES2_OUT_CHANNELS` (doubled by each stage) and
-    `MODEL.FPN.OUT_CHANNELS`, `NORM`. With "GN", channels are multiples of 32. Nothing is frozen.
+    `OUT_FEATURES`; stages beyond the last of those are not built. With "GN", channels are
+    multiples of 32. Nothing is frozen.
     """
+    return _lean_resnet(cfg, input_shape, list(cfg.MODEL.RESNETS.OUT_FEATURES))
+
+
+@BACKBONE_REGISTRY.register()
+def build_lean_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """FPN over the ResNet-10 of `build_lean_resnet_backbone`: p2 to p5 (strides 4 to 32).
+
+    Reads `MODEL.FPN.OUT_CHANNELS` and `NORM` besides, but not `MODEL.RESNETS.OUT_FEATURES`.
+    """
+    in_features = ["res2", "res3", "res4", "res5"]
+    return FPN(
+        bottom_up=_lean_resnet(cfg, input_shape, in_features),
+        in_features=in_features,
+        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
+        norm=cfg.MODEL.FPN.NORM,
+    )
+
+
+def _lean_resnet(cfg: CfgNode, input_shape: ShapeSpec, out_features: list[str]) -> ResNet:
     norm = cfg.MODEL.RESNETS.NORM
     stem = BasicStem(input_shape.channels, cfg.MODEL.RESNETS.STEM_OUT_CHANNELS, norm=norm)
     stages, channels = [], stem.out_channels
@@ -31,13 +51,7 @@ def build_lean_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
             )
         )
         channels = out_channels
-    in_features = ["res2", "res3", "res4", "res5"]
-    return FPN(
-        bottom_up=ResNet(stem, stages, out_features=in_features),
-        in_features=in_features,
-        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
-        norm=cfg.MODEL.FPN.NORM,
-    )
+    return ResNet(stem, stages, out_features=out_features)
 
 
 class SmallConvBackbone(Backbone):

@@ -1,0 +1,44 @@
+"""From a dataset dict to what `BNImageClassifier` takes."""
+
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from torchvision.transforms import v2
+
+from .mapper import read_image
+
+
+class ClassificationMapper:
+    """Reads an image, crops and flips it.
+
+    With `INPUT.CROP.ENABLED` a training image is a random part of 8 to 100% of the area at an
+    aspect ratio of 3/4 to 4/3 (Szegedy et al. 2015), resized to `INPUT.CROP.SIZE`; a test image is
+    the centre of that size, when the short edge is `INPUT.MIN_SIZE_TEST`. Else images are as they
+    are. `INPUT.RANDOM_FLIP` "horizontal" flips every second training image.
+
+    Args:
+        cfg: `INPUT.FORMAT` and the keys above.
+        is_train: else the test image.
+    """
+
+    def __init__(self, cfg: CfgNode, is_train: bool) -> None:
+        self._format = cfg.INPUT.FORMAT
+        steps = []
+        if cfg.INPUT.CROP.ENABLED:
+            size = [int(side) for side in cfg.INPUT.CROP.SIZE]
+            if is_train:
+                steps.append(v2.RandomResizedCrop(size, antialias=True))
+            else:
+                steps += [v2.Resize(cfg.INPUT.MIN_SIZE_TEST, antialias=True), v2.CenterCrop(size)]
+        if is_train and cfg.INPUT.RANDOM_FLIP == "horizontal":
+            steps.append(v2.RandomHorizontalFlip())
+        self._transform = v2.Compose(steps) if steps else None
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        """`dataset_dict` with "image", (C, H, W) uint8."""
+        image = read_image(dataset_dict, self._format)
+        tensor = torch.from_numpy(image.transpose(2, 0, 1).copy())
+        if self._transform is not None:
+            tensor = self._transform(tensor)
+        return {**dataset_dict, "image": tensor}
