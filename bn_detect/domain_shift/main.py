@@ -101,7 +101,7 @@ def check(cfg: CfgNode, args: argparse.Namespace, world_size: int) -> None:
     _register(cfg, args)
     available = len(DatasetCatalog.get(train))
     workers = world_size * cfg.MODEL.ROI_BN.VIRTUAL_WORKERS
-    numbers = args.num_images or [min(n, available) for n in DEFAULT_IMAGES]
+    numbers = args.num_images or [min(max(n, workers), available) for n in DEFAULT_IMAGES]
     for number in numbers:
         if not workers <= number <= available:
             raise ValueError(

@@ -11,7 +11,7 @@ from .cells import CHECKPOINT, CLEAN, Cell
 Place = tuple[str, str, int]
 Metrics = dict[str, dict[str, float]]
 # Of each task's metrics the one that counts, in percent, and whether more of it is better.
-SCORES = {"bbox": ("AP", True), "classification": ("error", False)}
+SCORES = {"bbox": ("AP", True), "classification": ("top1_error", False)}
 
 
 @dataclass(frozen=True)

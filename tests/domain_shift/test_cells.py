@@ -64,7 +64,7 @@ def test_means_over_corruptions():
     assert means.target == pytest.approx((30 + 50) / 2)
     assert means.ratio == pytest.approx(100 * (30 / 40 + 50 / 80) / 2)
     assert summarize(measured(ap), CORRUPTIONS, 10).ratio == pytest.approx(100)
-    errors = measured(lambda c: 100 - ap(c), "classification", "error")
+    errors = measured(lambda c: 100 - ap(c), "classification", "top1_error")
     assert summarize(errors, CORRUPTIONS, 100) == means
 
 
@@ -87,7 +87,7 @@ def test_a_task_that_is_not_known():
         tables(measured(task="depth"), CORRUPTIONS, [10, 100])
 
 
-@pytest.mark.parametrize("task", [("bbox", "AP"), ("classification", "error")])
+@pytest.mark.parametrize("task", [("bbox", "AP"), ("classification", "top1_error")])
 def test_picture(tmp_path, task):
     path = tmp_path / "p.png"
     draw(measured(ap, *task), CORRUPTIONS, [10, 100], path)
