@@ -106,7 +106,10 @@ def _files_within(dicts: DatasetDicts) -> list[str]:
     """Where the corrupted copy of each image lies in its folder: as the original does in its."""
     paths = [os.path.abspath(d["file_name"]) for d in dicts]
     common = os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else ""
-    return [f"{os.path.relpath(path, common)}.png" for path in paths]
+    within = [os.path.relpath(path, common) for path in paths]
+    stems = [os.path.splitext(path)[0] for path in within]
+    unique = len(set(stems)) == len(set(within))
+    return [f"{path}.png" for path in (stems if unique else within)]
 
 
 def _check_sizes(name: str, dicts: DatasetDicts) -> None:

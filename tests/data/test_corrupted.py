@@ -109,6 +109,7 @@ def test_on_disk_is_what_is_made_on_the_fly(whole):
     assert write_corrupted(whole, "snow", 2) and not write_corrupted(whole, "snow", 2)
     dicts = DatasetCatalog.get(name)
     assert all("corruption" not in d and name in d["file_name"] for d in dicts)
+    assert dicts[2]["file_name"].endswith(f"{name}/0/1.png")
     for d, expected in zip(dicts, on_the_fly, strict=True):
         assert (read_image(d, "BGR") == expected).all()
     assert [d["annotations"] for d in dicts] == [
@@ -117,6 +118,16 @@ def test_on_disk_is_what_is_made_on_the_fly(whole):
     DatasetCatalog.get(whole).pop()
     with pytest.raises(DatasetError, match="holds 4 images, but .* has 3: make it anew"):
         DatasetCatalog.get(name)
+
+
+def test_on_disk_no_two_images_are_one_file(whole, tmp_path):
+    first = DatasetCatalog.get(whole)[0]
+    twin = Path(first["file_name"]).with_suffix(".jpg")
+    Image.fromarray(np.zeros((40, 48, 3), np.uint8)).save(twin)
+    DatasetCatalog.get(whole).append({**first, "file_name": str(twin)})
+    assert write_corrupted(whole, "contrast", 1)
+    files = [d["file_name"] for d in DatasetCatalog.get(register_corrupted(whole, "contrast", 1))]
+    assert len(set(files)) == 5 and files[-1].endswith("0/0.jpg.png")
 
 
 @pytest.mark.parametrize(
