@@ -1,0 +1,1 @@
+"""The paper's experiments beside leakage, on handwritten digits; see docs/experiments.md."""
