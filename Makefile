@@ -10,10 +10,10 @@ RUN = "$(VENV)/bin/python"
 SETUP_FLAGS = $(if $(filter file,$(origin PYTHON)),,--same-python)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data demo study test lint format clean
+.PHONY: help setup data demo study experiments test lint format clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo "variables: PYTHON=$(PYTHON) VENV=$(VENV) DETECTRON2=$(DETECTRON2) PYTEST_ARGS=$(PYTEST_ARGS)"
 
 setup:  ## virtual environment with torch, Detectron2 and this package
@@ -30,6 +30,9 @@ demo: data  ## train on NEON trees under two normalization batches; a leakage st
 
 study: setup  ## the leakage study with 5 seeds: does a head cheat, and what repairs it?
 	@$(RUN) tools/leakage_study.py --study configs/studies/demo.yaml
+
+experiments: setup  ## batch size, moving averages, domains, same-class batches on digits, 5 seeds
+	@$(RUN) tools/experiments.py --document docs/experiments.md
 
 test: lint  ## set-up, style, all tests
 	$(RUN) -m pytest tests -q -n 2 --dist loadfile --no-loadscope-reorder --durations=10 $(PYTEST_ARGS)
