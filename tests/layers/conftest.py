@@ -4,13 +4,14 @@ import pytest
 import torch
 
 from ..helpers.ranks import run_worlds
-from . import test_groups_on_ranks, test_heads_on_ranks, test_shuffle_groups
+from . import test_groups_on_ranks, test_heads_on_ranks, test_image_layout, test_shuffle_groups
 
 
 def _on_rank(rank: int, world_size: int) -> dict:
     return {
         "groups": test_groups_on_ranks.on_rank(rank, world_size),
         "heads": test_heads_on_ranks.on_rank(rank, world_size),
+        "images": test_image_layout.on_rank(rank, world_size),
         "shuffle groups": test_shuffle_groups.on_rank(rank, world_size),
     }
 
