@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 
 from bn_detect.domain_shift import main as command
@@ -27,6 +27,7 @@ def arguments(datasets, tmp_path):  # noqa: F811
     cfg = config(datasets, tmp_path, **keys)
     for name in [n for n in DatasetCatalog if "_corrupted_" in n]:
         DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
     (tmp_path / "config.yaml").write_text(cfg.dump())
     torch.manual_seed(0)
     AtomicCheckpointer(build_model(cfg), str(tmp_path)).save("model")

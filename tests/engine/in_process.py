@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode, get_cfg
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
@@ -21,6 +21,7 @@ def config(datasets: Path, output: Path, **keys) -> CfgNode:
         name, folder = f"in_process_{split}", datasets / "coco"
         if name in DatasetCatalog:
             DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
         annotations = folder / f"annotations/instances_{split}2017.json"
         register_coco_instances(name, {}, str(annotations), str(folder / f"{split}2017"))
     cfg = get_cfg()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from torch import Tensor, nn
 
 from bn_detect.data import read_image, register_derived
@@ -34,6 +34,7 @@ def settings(datasets, output, **keys):
     cfg = config(datasets, output, **keys)
     for name in [n for n in DatasetCatalog if n.startswith("in_process_train_corrupted")]:
         DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
     register_derived([TARGET])
     return cfg
 
