@@ -7,7 +7,7 @@ from .image_layout import ImageLayout, convert_batchnorm
 from .normalization_batch import NormalizationBatch
 from .roi_batch_norm import RoIBatchNorm2d
 from .roi_layout import RoILayout
-from .running_statistics import average_running_statistics
+from .running_statistics import average_running_statistics, statistics_are_finite
 
 __all__ = [
     "DomainBatchNorm2d",
@@ -21,5 +21,6 @@ __all__ = [
     "fill_domains",
     "grouped_batch_norm",
     "set_iteration",
+    "statistics_are_finite",
     "use_layout",
 ]

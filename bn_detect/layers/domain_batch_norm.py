@@ -23,7 +23,11 @@ class DomainBatchNorm2d(nn.BatchNorm2d):
     they are (num_domains, C), a row for each domain (see `fill_domains`).
 
     The moving average takes one step with each call. With population "shared" it is that of the
-    union of what was given, every position counting once, whatever `batch` is.
+    union of what was given, every position counting once, whatever `batch` is. Statistics that are
+    not finite do not enter.
+
+    Attributes:
+        last_finite: bool tensor, whether the statistics of the last training batch were all finite.
 
     Args:
         num_features: C.
@@ -63,6 +67,7 @@ class DomainBatchNorm2d(nn.BatchNorm2d):
         super().__init__(num_features, eps, momentum, device=device, dtype=dtype)
         self.num_domains, self.batch, self.population = num_domains, batch, population
         self.synchronized = synchronized
+        self.last_finite: Tensor | None = None
         shape = (num_domains, num_features)
         if affine == "domain":
             self.weight = nn.Parameter(self.weight.new_ones(shape))
@@ -153,11 +158,17 @@ class DomainBatchNorm2d(nn.BatchNorm2d):
             momentum = 1.0 / float(self.num_batches_tracked)
         if self.population == "shared":
             stats, domains = union(stats), domains[:1]
+        every = []
         for domain, mean, var, count in zip(domains, *stats[:2], stats.count.double(), strict=True):
-            step = momentum * (count > 1).double()  # a single value has no unbiased variance
             unbiased = var * (count / (count - 1).clamp(min=1))
+            mean, unbiased = mean.to(self.running_mean), unbiased.to(self.running_var)
+            finite = (mean.isfinite() & unbiased.isfinite()).all()
+            every.append(finite)
+            # A single value has no unbiased variance.
+            step = torch.where(finite & (count > 1), momentum, 0.0)
             for buffer, new in zip(self.statistics_of(domain), (mean, unbiased), strict=True):
-                buffer.lerp_(new.to(buffer), step.to(buffer))
+                buffer.lerp_(torch.where(finite, new, 0.0), step.to(buffer))
+        self.last_finite = torch.stack(every).all()
 
     def extra_repr(self) -> str:
         affine = DOMAIN_CHOICES[self.weight.dim() - 1]

@@ -24,7 +24,10 @@ class RoIBatchNorm2d(nn.BatchNorm2d):
     `ema_weight`, which an empty group lets fade. Where no group is ever empty this is torch's
     update. Its result is linear in what each group contributes, so a mean over ranks weighted by
     `ema_weight` (`average_running_statistics`) gives the same numbers however the groups were
-    spread over ranks.
+    spread over ranks. A group whose statistics are not finite counts as empty.
+
+    Attributes:
+        last_finite: bool tensor, whether the statistics of the last training batch were all finite.
 
     Args:
         layout: of the RoIs; None: a layout of its own with the RoIs of this worker as the batch.
@@ -48,6 +51,7 @@ class RoIBatchNorm2d(nn.BatchNorm2d):
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
         self.layout = layout or RoILayout()
         self._told_lonely = False
+        self.last_finite: Tensor | None = None
         # Derived state: 1 whenever ranks were averaged, which they are before every checkpoint.
         ema_weight = torch.ones((), device=device, dtype=torch.float64)
         self.register_buffer("ema_weight", ema_weight, persistent=False)
@@ -102,17 +106,18 @@ class RoIBatchNorm2d(nn.BatchNorm2d):
         if momentum is None:  # cumulative average, as in torch
             momentum = 1.0 / float(self.num_batches_tracked)
         count = count.double()
-        counts = (count > 1).double()  # a single value has no unbiased variance
+        unbiased = var * (count / (count - 1).clamp(min=1))[:, None]
+        mean, unbiased = mean.to(self.running_mean), unbiased.to(self.running_var)
+        finite = (mean.isfinite() & unbiased.isfinite()).all(1)
+        self.last_finite = finite.all()
+        counts = ((count > 1) & finite).double()  # a single value has no unbiased variance
         share = counts.mean()
         each = (counts / counts.sum().clamp(min=1))[:, None]
-        unbiased = var * (count / (count - 1).clamp(min=1))[:, None]
 
         total = (1 - momentum) * self.ema_weight.double() + momentum * share
         weight = torch.where(total > 0, momentum * share / total, 0.0)
-        for buffer, new in (
-            (self.running_mean, (mean * each).sum(0)),
-            (self.running_var, (unbiased * each).sum(0)),
-        ):
+        for buffer, new in ((self.running_mean, mean), (self.running_var, unbiased)):
+            new = (torch.where(finite[:, None], new, 0.0) * each).sum(0)
             buffer.lerp_(new.to(buffer), weight.to(buffer))
         self.ema_weight.copy_(total)
 

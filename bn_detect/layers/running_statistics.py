@@ -16,9 +16,9 @@ def average_running_statistics(
     """Replace the moving averages of every BN layer of `model` by their mean over the ranks.
 
     Ranks count by their layer's `ema_weight` where it has one (a rank that had no RoIs for a while
-    counts less), equally otherwise. One all-reduce for the whole model; a collective. Call it
-    before the model is evaluated or saved, on every rank, and at the same iterations in a run
-    that is to be repeated bit for bit.
+    counts less), equally otherwise; one whose statistics are not finite does not count. One
+    all-reduce for the whole model; a collective. Call it before the model is evaluated or saved, on
+    every rank, and at the same iterations in a run that is to be repeated bit for bit.
     """
     process_group = process_group or default_group()
     layers = [
@@ -28,12 +28,10 @@ def average_running_statistics(
         return
     packed = []
     for layer in layers:
-        weight = _weight(layer)
-        packed += [
-            weight,
-            weight * layer.running_mean.double().flatten(),
-            weight * layer.running_var.double().flatten(),
-        ]
+        mean, var = layer.running_mean.double().flatten(), layer.running_var.double().flatten()
+        finite = mean.isfinite().all() & var.isfinite().all()
+        weight = torch.where(finite, _weight(layer), 0.0)
+        packed += [weight, *(weight * torch.where(finite, t, 0.0) for t in (mean, var))]
     sums = all_reduce_sum(torch.cat(packed), process_group)
     for layer in layers:
         width = layer.running_mean.numel()
@@ -44,6 +42,19 @@ def average_running_statistics(
             layer.running_var.copy_((var / weight).view_as(layer.running_var))
         if isinstance(layer, RoIBatchNorm2d):
             layer.ema_weight.fill_(1)
+
+
+def statistics_are_finite(layer: _BatchNorm) -> bool:
+    """Whether what the layer took last from a training batch was finite.
+
+    Layers of this package say so themselves, for they do not let it into their buffers; of others
+    the buffers show it.
+    """
+    last = getattr(layer, "last_finite", None)
+    if last is not None:
+        return bool(last)
+    buffers = (layer.running_mean, layer.running_var)
+    return all(bool(b.isfinite().all()) for b in buffers if b is not None)
 
 
 def _weight(layer: _BatchNorm) -> torch.Tensor:
