@@ -11,6 +11,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 from detectron2.utils.file_io import PathManager
 
+from ..files import as_folder_name
 from .check_memory import check_key, recall, remember
 from .coco_content import (
     Coco,
@@ -56,9 +57,11 @@ def check_dataset(name: str) -> DatasetSummary:
     changes; of a larger classification dataset, `LARGE` images are opened, evenly spread over it.
 
     Raises:
+        ValueError: the name cannot be that of a folder, which results are written to.
         DatasetError: the dataset is not registered, missing, or faulty. The message names the file,
             and the first faults with the ids of their images and annotations.
     """
+    as_folder_name(name, "dataset")
     if name not in DatasetCatalog:
         close = difflib.get_close_matches(name, DatasetCatalog.list())
         advice = f"did you mean {', '.join(close)}?" if close else "register it before it is used"

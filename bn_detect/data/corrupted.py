@@ -10,6 +10,7 @@ from detectron2.data import DatasetCatalog
 from PIL import Image
 from tqdm import tqdm
 
+from ..files import as_folder_name
 from .corruptions import SMALLEST, check_corruption
 from .errors import DatasetError
 from .mapper import read_image
@@ -43,8 +44,12 @@ def register_corrupted(name: str, corruption: str, severity: int) -> str:
 
 
 def corrupted_name(name: str, corruption: str, severity: int) -> str:
-    """The name under which that corruption of dataset `name` is registered."""
-    return f"{name}_corrupted_{corruption}_{severity}"
+    """The name under which that corruption of dataset `name` is registered, and its folder's.
+
+    Raises:
+        ValueError: it cannot be that of a folder.
+    """
+    return as_folder_name(f"{name}_corrupted_{corruption}_{severity}", "dataset")
 
 
 def write_corrupted(name: str, corruption: str, severity: int, *, force: bool = False) -> bool:

@@ -5,7 +5,10 @@ have seen. Detectron2's own loader always begins with the first image.
 """
 
 import contextlib
+import os
 import random
+import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
@@ -66,6 +69,7 @@ class ResumableTrainLoader:
             batch_sampler=self._batches(),
             num_workers=self._num_workers,
             collate_fn=trivial_batch_collator,
+            worker_init_fn=_obey_only_the_parent,
             generator=torch.Generator(),  # else it draws from the one that seeds the first step
         )
         return iter(loader)
@@ -98,6 +102,19 @@ class _SeededSamples(Dataset):
                 if mapped is not None:
                     return mapped
         raise ValueError("the dataset mapper returned None for every image of the training set")
+
+
+def _obey_only_the_parent(_) -> None:
+    """Ctrl-C and schedulers reach this process too, while the trainer ends its iteration."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def end_when_the_parent_says_so() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    threading.Thread(target=end_when_the_parent_says_so, daemon=True).start()
 
 
 @contextlib.contextmanager

@@ -16,7 +16,9 @@ from torch import nn
 from ..data import check_datasets, register_derived
 from ..files import write_atomically
 from ..layers import fill_domains
+from .checkpoint_file import CheckpointError, add_trust_option, read_checkpoint
 from .evaluation import evaluate_under, evaluation_table, precise_bn
+from .interrupt import Interrupted
 from .launch import WorkerDied, expected_world_size, launch, share_cores
 from .population import ROI_SOURCES, select_bn_layers
 from .train import read_config
@@ -54,6 +56,7 @@ def argument_parser() -> argparse.ArgumentParser:
     )
     add("--evaluate", action="store_true", help="on DATASETS.TEST, before and after")
     add("--num-gpus", type=int, default=1, metavar="N", help="workers: GPUs, or processes on CPU")
+    add_trust_option(parser)
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys")
     return parser
 
@@ -91,16 +94,16 @@ def check_files(args: argparse.Namespace) -> None:
         raise ValueError(f"--output {args.output}: no folder {args.output.parent}")
 
 
-def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def read_state(path: Path, trust: bool) -> tuple[dict[str, Any], dict[str, Any]]:
     """All entries of the file, and the one of them (or all) that is the model's state.
 
     Raises:
-        ValueError: it is not a checkpoint that torch.save wrote.
+        ValueError: it is no checkpoint of torch tensors, or see `read_checkpoint`.
     """
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=False)
-    except Exception as error:  # whatever a file of another kind makes it raise
-        raise ValueError(f"--weights {path} is not a PyTorch checkpoint: {error}") from error
+        checkpoint = read_checkpoint(path, trust=trust)
+    except CheckpointError as error:
+        raise ValueError(f"--weights: {error}") from error
     state = checkpoint.get("model", checkpoint) if isinstance(checkpoint, dict) else None
     if not isinstance(state, dict) or not any(torch.is_tensor(v) for v in state.values()):
         raise ValueError(f"--weights {path} holds no state of a model")
@@ -144,7 +147,7 @@ def check(cfg: CfgNode, args: argparse.Namespace, world_size: int) -> None:
     cfg.MODEL.DEVICE = "cpu"
     model = BNTrainer.build_model(cfg)
     select_bn_layers(model, cfg.TEST.PRECISE_BN.MODULES or None)
-    load_all(model, read_checkpoint(args.weights)[1], args.weights)
+    load_all(model, read_state(args.weights, args.trust_checkpoint)[1], args.weights)
 
 
 def work(args: argparse.Namespace) -> None:
@@ -156,7 +159,7 @@ def work(args: argparse.Namespace) -> None:
     seed_all_rng(max(cfg.SEED, 0) + comm.get_rank())
     register_derived([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
     model = BNTrainer.build_model(cfg)
-    checkpoint, state = read_checkpoint(args.weights)
+    checkpoint, state = read_state(args.weights, args.trust_checkpoint)
     load_all(model, state, args.weights)
     every = evaluate_under(cfg, model, ["population"]) if args.evaluate else {}
     precise_bn(cfg, model)
@@ -190,6 +193,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         launch(work, args.num_gpus, timeout=TIMEOUT, args=(args,))
     except WorkerDied as error:
+        print(error.traceback, file=sys.stderr)
         print(f"error: {error}; nothing was written", file=sys.stderr)
         return 1
+    except Interrupted as interrupted:
+        print(f"interrupted by {interrupted.name}; nothing was written", file=sys.stderr)
+        return interrupted.code
     return 0

@@ -17,6 +17,7 @@ from ..config import add_bn_detect_config, normalization_batch
 from ..data import check_datasets, register_derived
 from ..distributed.neighbours import neighbours
 from ..files import write_json
+from .checkpoint_file import add_trust_option
 from .checkpointer import AtomicCheckpointer
 from .evaluation import (
     EVAL_STATS,
@@ -25,7 +26,9 @@ from .evaluation import (
     evaluation_table,
     precise_bn,
 )
+from .interrupt import Interrupted
 from .launch import WorkerDied, expected_world_size, launch, share_cores
+from .safe_config import SafeConfig
 from .trainer import BNTrainer
 from .validate_classifier import check_classes
 from .validation import validate_config
@@ -49,6 +52,7 @@ def argument_parser() -> argparse.ArgumentParser:
         help="with --eval-only: evaluate under each of these statistics and print one table; "
         f"of {', '.join(EVAL_STATS)}",
     )
+    add_trust_option(parser)
     return parser
 
 
@@ -72,11 +76,11 @@ def read_config(args: argparse.Namespace) -> CfgNode:
         ValueError: a file that is not there, an unknown key (with the nearest known one), or a
             value of the wrong type.
     """
-    cfg = get_cfg()
+    cfg = SafeConfig(get_cfg())
     add_bn_detect_config(cfg)
     try:
         if args.config_file:
-            cfg.merge_from_file(args.config_file)
+            cfg.merge_from_file(args.config_file, allow_unsafe=False)
         cfg.merge_from_list(args.opts)
     except (OSError, yaml.YAMLError) as error:
         raise ValueError(f"--config-file {args.config_file}: {error}".replace("\n", " ")) from error
@@ -132,6 +136,7 @@ def work(args: argparse.Namespace) -> None:
         results = evaluate(cfg, args)
     else:
         trainer = BNTrainer(cfg)
+        trainer.checkpointer.trust = args.trust_checkpoint
         trainer.resume_or_load(resume=args.resume)
         trainer.train()
         results = getattr(trainer, "_last_eval_results", None)
@@ -144,7 +149,8 @@ def work(args: argparse.Namespace) -> None:
 def evaluate(cfg: CfgNode, args: argparse.Namespace) -> dict:
     """`--eval-only`: the results of the checkpoint; with --eval-stats by kind of statistics."""
     model = BNTrainer.build_model(cfg)
-    checkpointer = AtomicCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+    trust = args.trust_checkpoint
+    checkpointer = AtomicCheckpointer(model, save_dir=cfg.OUTPUT_DIR, trust=trust)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
     if args.eval_stats:
         results = evaluate_under(cfg, model, args.eval_stats)
@@ -160,7 +166,8 @@ def evaluate(cfg: CfgNode, args: argparse.Namespace) -> dict:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; returns its exit code: 0, 1 for a lost worker, 2 for what the user got wrong."""
+    """The command; returns its exit code: 0, 1 for a lost worker, 2 for what the user got wrong,
+    128 + the signal (130, 143) for a run that Ctrl-C or SIGTERM ended with a checkpoint."""
     args = parse_arguments(arguments)
     try:
         cfg = read_config(args)
@@ -180,6 +187,11 @@ def main(arguments: list[str] | None = None) -> int:
             args=(args,),
         )
     except WorkerDied as error:
+        print(error.traceback, file=sys.stderr)
         print(f"error: {error}; go on from the last checkpoint with --resume", file=sys.stderr)
         return 1
+    except Interrupted as interrupted:
+        advice = "go on from the last checkpoint with --resume"
+        print(f"interrupted by {interrupted.name}; {advice}", file=sys.stderr)
+        return interrupted.code
     return 0

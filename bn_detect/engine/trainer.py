@@ -30,12 +30,14 @@ from torch import nn
 
 from ..data import CLASSIFICATION, BNDatasetMapper, ClassificationMapper
 from ..data.resumable_loader import ResumableTrainLoader, build_resumable_train_loader
+from ..files import as_folder_name
 from .amp import CPUAMPTrainer
 from .checkpointer import AtomicCheckpointer
 from .classification_evaluator import ClassificationEvaluator
 from .hooks import AverageRunningStatistics, FreezeBN, PreciseBN, SeedIteration
 from .log_statistics import LogStatistics
 from .optimizer import build_optimizer
+from .step_guard import StepGuard, guarded
 from .validate_classifier import CLASSIFIER
 from .validation import validate_config
 
@@ -44,8 +46,9 @@ class BNTrainer(DefaultTrainer):
     """`DefaultTrainer` for any number of workers on CPU (gloo) or GPU (NCCL).
 
     Against its parent: workers on CPU; moving averages equal on all ranks when they are evaluated
-    or saved; checkpoints are atomic; and a resumed run repeats, bit for bit on CPU, what the
-    uninterrupted run does: images, augmentations, proposal sampling, RoI shuffles.
+    or saved; checkpoints are atomic; SIGTERM and Ctrl-C end a run with one; and a resumed run
+    repeats, bit for bit on CPU, what the uninterrupted run does: images, augmentations, proposal
+    sampling, RoI shuffles.
 
     Args:
         cfg: a config with the keys of `add_bn_detect_config`.
@@ -72,10 +75,12 @@ class BNTrainer(DefaultTrainer):
         devices = {} if on_cuda else {"device_ids": None}
         model = create_ddp_model(model, broadcast_buffers=False, **devices)
         amp = AMPTrainer if on_cuda else CPUAMPTrainer
-        self._trainer = (amp if cfg.SOLVER.AMP.ENABLED else SimpleTrainer)(model, loader, optimizer)
+        kind = amp if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
+        self._trainer = guarded(kind)(model, loader, optimizer)
 
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = AtomicCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self._trainer.guard = self._guard = StepGuard(model, self.checkpointer)
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.register_hooks(self.build_hooks())
@@ -89,6 +94,7 @@ class BNTrainer(DefaultTrainer):
             self._build_freeze_bn(precise_bn),
             hooks.IterationTimer(),
             hooks.LRScheduler(),
+            self._guard,  # before what takes long: a scheduler kills soon after its signal
             AverageRunningStatistics(cfg.TEST.EVAL_PERIOD, cfg.SOLVER.CHECKPOINT_PERIOD),
             precise_bn,
             self._build_log_statistics(),
@@ -203,7 +209,8 @@ class BNTrainer(DefaultTrainer):
         Raises:
             ValueError: another type.
         """
-        output_folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
+        folder = as_folder_name(dataset_name, "dataset")
+        output_folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference", folder)
         kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
         if kind == "coco":
             return COCOEvaluator(dataset_name, output_dir=output_folder)

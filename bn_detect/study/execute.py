@@ -70,8 +70,9 @@ def _train_command(run: Run, torchrun: bool) -> list[str]:
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", workers]
     command = [sys.executable, *(launcher if torchrun and run.workers > 1 else ())]
     command += [str(TRAIN_NET), "--config-file", str(run.folder / "settings.yaml")]
-    command += ["--num-gpus", workers, "--resume", "OUTPUT_DIR", str(run.folder)]
-    return [*command, *run.train_options]
+    command += ["--num-gpus", workers, "--resume"]
+    command += ["--trust-checkpoint"] if run.trust else []
+    return [*command, "OUTPUT_DIR", str(run.folder), *run.train_options]
 
 
 def _keep_versions(run: Run, doing: str) -> None:

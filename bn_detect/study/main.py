@@ -9,6 +9,7 @@ from itertools import chain
 from pathlib import Path
 
 from ..data import check_datasets, register_derived
+from ..engine.checkpoint_file import add_trust_option
 from .datasets import check_dataset_options, prepare_datasets
 from .plan import Study, read_study
 from .progress import Progress, plan_table
@@ -46,6 +47,7 @@ def argument_parser() -> argparse.ArgumentParser:
     )
     add("--launcher", choices=("local", "slurm"), default="local", help="where runs are started")
     add("--weights", metavar="W", help="the checkpoint, for a study with train: false")
+    add_trust_option(parser)
     add("--config-file", metavar="C", help="in place of the study's base")
     add("--dry-run", action="store_true", help="print what would be done, and how long it takes")
     add("--force", action="store_true", help="delete the runs that are there and begin anew")
@@ -94,7 +96,14 @@ def plan(study: Study, args: argparse.Namespace) -> list[Group]:
     """
     check_dataset_options(study)
     here = args.launcher == "local" and not args.dry_run
-    groups = plan_runs(study, args.output, workers=args.num_gpus, weights=args.weights, here=here)
+    groups = plan_runs(
+        study,
+        args.output,
+        workers=args.num_gpus,
+        weights=args.weights,
+        trust=args.trust_checkpoint,
+        here=here,
+    )
     if not args.force:
         check_folders(_runs(groups))
     return groups

@@ -129,25 +129,10 @@ def load_model(cfg: CfgNode, run: dict[str, Any], folder: Path) -> nn.Module:
     model = BNTrainer.build_model(cfg)
     weights = run["weights"]
     path = weights if "://" in weights else str(folder.resolve() / weights)
-    _WholeCheckpointer(model).load(path)
+    AtomicCheckpointer(model, whole=True, trust=run.get("trust", False)).load(path)
     if cfg.TEST.PRECISE_BN.ENABLED and not run["trains"]:
         precise_bn(cfg, model)
     return model.eval()
-
-
-class _WholeCheckpointer(AtomicCheckpointer):
-    """Raises where Detectron2 warns: a part at its initial values makes it another model."""
-
-    def _load_model(self, checkpoint: Any) -> Any:
-        found = super()._load_model(checkpoint)
-        missing = [k for k in found.missing_keys if not k.endswith("num_batches_tracked")]
-        missing += [key for key, *_ in found.incorrect_shapes]
-        if missing:
-            raise ValueError(
-                "the checkpoint does not fit the config; it lacks, or has in another shape, "
-                f"{', '.join(missing[:3])}{' and others' if len(missing) > 3 else ''}"
-            )
-        return found
 
 
 def kinds_of(model: nn.Module) -> tuple[str, ...]:

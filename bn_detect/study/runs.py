@@ -38,6 +38,7 @@ class Run:
         train_options: config keys and values for the training only.
         on_gpu: whether it needs one.
         datasets: that it reads.
+        trust: load checkpoints that may execute code too.
     """
 
     arm: str
@@ -54,6 +55,7 @@ class Run:
     train_options: tuple[str, ...]
     on_gpu: bool
     datasets: tuple[str, ...]
+    trust: bool = False
 
     @property
     def label(self) -> str:
@@ -92,7 +94,13 @@ class Run:
 
 
 def plan_runs(
-    study: Study, output: Path, *, workers: int, weights: str | None = None, here: bool = True
+    study: Study,
+    output: Path,
+    *,
+    workers: int,
+    weights: str | None = None,
+    trust: bool = False,
+    here: bool = True,
 ) -> list[list[Run]]:
     """The runs, in groups that one job does one after the other: a training and what reuses it.
 
@@ -102,6 +110,7 @@ def plan_runs(
         output: the study's folder.
         workers: processes (GPUs) of a run; of a study that trains nothing, those that trained.
         weights: the checkpoint of a study that trains nothing.
+        trust: load checkpoints that may execute code too.
         here: see `arm_config`.
 
     Raises:
@@ -135,6 +144,7 @@ def plan_runs(
             train_options=("DATASETS.TEST", "()") if again else (),
             on_gpu=cfg.MODEL.DEVICE != "cpu",
             datasets=_datasets(study, arm.name, cfg, trains),
+            trust=trust,
         )
 
     return [
@@ -212,6 +222,7 @@ def prepare_folders(runs: Sequence[Run]) -> None:
         text = run.settings.encode()
         write_atomically(run.folder / "settings.yaml", lambda file, text=text: file.write(text))
         more = {"processes": run.processes, "measure": run.measure, "imports": run.imports}
+        more["trust"] = run.trust
         write_json(run.folder / "run.json", run.identity() | more)
         if run.status().get("state") == "failed":  # it gets another try
             run.set_status("waiting")
