@@ -10,7 +10,7 @@ RUN = "$(VENV)/bin/python"
 SETUP_FLAGS = $(if $(filter file,$(origin PYTHON)),,--same-python)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data demo study experiments test lint format clean
+.PHONY: help setup data demo study experiments test faults lint format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -36,6 +36,9 @@ experiments: setup  ## batch size, moving averages, domains, same-class batches 
 
 test: lint  ## set-up, style, all tests
 	$(RUN) -m pytest tests -q -n 2 --dist loadfile --no-loadscope-reorder --durations=10 $(PYTEST_ARGS)
+
+faults: setup  ## kill, starve, spoil and deceive it, in full; writes docs/faults.md
+	OMP_NUM_THREADS=1 $(RUN) -m pytest tests/faults -q --timeout=1200 --faults docs/faults.md $(PYTEST_ARGS)
 
 lint: setup  ## check the style
 	$(RUN) -m ruff check
