@@ -43,6 +43,7 @@ def prepare_folder(
 
     Raises:
         DatasetError: it is there with other options, or the place is taken by something else.
+        OSError: it cannot be written, say for lack of space; what was there before is intact.
     """
     wanted = {"recipe": recipe, "options": options}
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -91,6 +92,9 @@ def _replacing(target: Path) -> Iterator[Path]:
         if target.exists():
             target.rename(old)
         building.rename(target)
+    except OSError as error:
+        message = f"{error.strerror or error}; what was there before is intact"
+        raise OSError(error.errno, message, error.filename or str(building)) from error
     finally:
         for leftover in (building, old):
             shutil.rmtree(leftover, ignore_errors=True)

@@ -47,22 +47,24 @@ def read_checkpoint(path: str | Path, *, trust: bool = False) -> Any:
 
     Raises:
         CheckpointError: it is damaged, of another kind, or might execute code.
-        OSError: it cannot be read.
+        OSError: it cannot be opened.
     """
     path = Path(path)
+    with open(path, "rb") as file:
+        return _read(file, path, trust)
+
+
+def _read(file: IO[bytes], path: Path, trust: bool) -> Any:
     try:
-        with open(path, "rb") as file:
-            if path.suffix == ".pkl":
-                return _read_pickle(file, trust)
-            _verify(file)
-            return torch.load(file, map_location="cpu", weights_only=not trust)
-    except (CheckpointError, MemoryError):
+        if path.suffix == ".pkl":
+            return _read_pickle(file, trust)
+        _verify(file)
+        return torch.load(file, map_location="cpu", weights_only=not trust)
+    except MemoryError:
         raise
     except _Refused as error:
         raise CheckpointError(f"{path} is refused: {error}; {ADVICE}") from error
     except Exception as error:  # whatever a file of another kind makes the readers raise
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
         what = str(error).partition("GLOBAL ")[2].split(" ")[0]
         if isinstance(error, pickle.UnpicklingError) and what:
             message = f"{path} is refused: it may execute code ({what}); {ADVICE}"

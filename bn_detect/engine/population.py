@@ -58,8 +58,8 @@ def update_population_stats(
         progress: show a bar on rank 0.
 
     Returns:
-        What was found per layer. Layers that no value reached keep their statistics, are listed
-        in it, and warned about.
+        What was found per layer. Layers that no value reached, or values that are not finite, keep
+        their statistics, are listed in it, and warned about.
 
     Raises:
         ValueError: `modules` that match no BN layer, no BN layer at all, an unknown `roi_source`,
@@ -93,6 +93,11 @@ def update_population_stats(
         logger.warning(
             "PreciseBN: no values reached %s; their statistics are unchanged.",
             ", ".join(report.not_reached),
+        )
+    if report.not_finite:
+        logger.warning(
+            "PreciseBN: what reached %s is not finite; their statistics are unchanged.",
+            ", ".join(report.not_finite),
         )
     return report
 
@@ -148,13 +153,15 @@ def _write_one(name: str, mean: Tensor, var: Tensor, found: BatchedMoments) -> L
     pooled = found.total
     old_mean, old_var = (b.double().cpu().clone() for b in (mean, var))
     new_mean, new_var = old_mean, old_var
-    if pooled.count > 1:
-        unbiased = pooled.m2 / (pooled.count - 1)
+    unbiased = pooled.m2 / max(pooled.count - 1, 1)
+    # As the buffers hold them: what float64 can express may be too much for float32.
+    finite = all(bool(t.isfinite().all()) for t in (pooled.mean.to(mean), unbiased.to(var)))
+    if pooled.count > 1 and finite:
         mean.copy_(pooled.mean)
         var.copy_(unbiased)
         new_mean, new_var = pooled.mean.cpu(), unbiased.cpu()
     error = found.standard_error().cpu()
-    return LayerReport(name, pooled.count, old_mean, old_var, new_mean, new_var, error)
+    return LayerReport(name, pooled.count, old_mean, old_var, new_mean, new_var, error, finite)
 
 
 @torch.no_grad()

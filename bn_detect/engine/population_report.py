@@ -17,6 +17,7 @@ class LayerReport:
         standard_error: of `new_mean`, in standard deviations of the population, from how much the
             means of single batches differ; NaN after a single batch. 0.01: with other batches, an
             activation would typically move by 1% of its spread.
+        finite: whether what was found is; a layer where it is not keeps its statistics.
     """
 
     name: str
@@ -26,10 +27,11 @@ class LayerReport:
     new_mean: Tensor
     new_var: Tensor
     standard_error: Tensor
+    finite: bool = True
 
     @property
     def updated(self) -> bool:
-        return self.samples > 1
+        return self.samples > 1 and self.finite
 
     @property
     def mean_shift(self) -> Tensor:
@@ -52,7 +54,12 @@ class PopulationReport:
     @property
     def not_reached(self) -> list[str]:
         """Names of the layers that no value reached; their statistics are as before."""
-        return [layer.name for layer in self.layers if not layer.updated]
+        return [layer.name for layer in self.layers if layer.samples <= 1]
+
+    @property
+    def not_finite(self) -> list[str]:
+        """Names of the layers that saw values that are not finite; they keep their statistics."""
+        return [layer.name for layer in self.layers if not layer.finite]
 
     def __str__(self) -> str:
         rows = [
@@ -64,7 +71,7 @@ class PopulationReport:
                 layer.standard_error.square().mean().sqrt().item(),
             ]
             if layer.updated
-            else [layer.name, "not reached", None, None, None]
+            else [layer.name, "not reached" if layer.finite else "not finite", None, None, None]
             for layer in self.layers
         ]
         return tabulate(

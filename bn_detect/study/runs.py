@@ -235,5 +235,17 @@ def forget(runs: Sequence[Run]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The file's object; {} where there is no file."""
-    return json.loads(path.read_text()) if path.exists() else {}
+    """The file's object; {} where there is no file.
+
+    Raises:
+        ValueError: it is there, but no JSON object; names the file.
+    """
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}; --force begins the run anew") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds no JSON object; --force begins the run anew")
+    return found
