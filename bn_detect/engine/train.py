@@ -76,8 +76,9 @@ def read_config(args: argparse.Namespace) -> CfgNode:
         ValueError: a file that is not there, an unknown key (with the nearest known one), or a
             value of the wrong type.
     """
-    cfg = SafeConfig(get_cfg())
+    cfg = get_cfg()
     add_bn_detect_config(cfg)
+    cfg = SafeConfig(cfg)  # with all its nodes, which must be of the type of those read
     try:
         if args.config_file:
             cfg.merge_from_file(args.config_file, allow_unsafe=False)
