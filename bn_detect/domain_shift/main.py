@@ -18,10 +18,12 @@ from tqdm import tqdm
 
 from ..data import CORRUPTIONS, check_datasets, register_corrupted, register_derived
 from ..data.corrupted import corrupted_name
+from ..engine.checkpoint_file import add_trust_option
 from ..engine.domain_shift import evaluate_on, with_statistics_of
+from ..engine.interrupt import Interrupted
 from ..engine.launch import WorkerDied, expected_world_size, launch, share_cores
 from ..engine.population import select_bn_layers
-from ..engine.rewrite import load_all, read_checkpoint
+from ..engine.rewrite import load_all, read_state
 from ..engine.train import read_config
 from ..engine.trainer import BNTrainer
 from ..engine.validation import validate_config
@@ -62,6 +64,7 @@ def argument_parser() -> argparse.ArgumentParser:
     )
     add("--output", type=Path, metavar="FOLDER", help="default: OUTPUT_DIR/domain_shift")
     add("--num-gpus", type=int, default=1, metavar="N", help="workers: GPUs, or processes on CPU")
+    add_trust_option(parser)
     return parser
 
 
@@ -116,7 +119,7 @@ def check(cfg: CfgNode, args: argparse.Namespace, world_size: int) -> None:
     cfg.MODEL.DEVICE = "cpu"
     model = BNTrainer.build_model(cfg)
     select_bn_layers(model, cfg.TEST.PRECISE_BN.MODULES or None)
-    load_all(model, read_checkpoint(args.weights)[1], args.weights)
+    load_all(model, read_state(args.weights, args.trust_checkpoint)[1], args.weights)
     args.output = args.output or Path(cfg.OUTPUT_DIR, "domain_shift")
     open_results(cfg, args)
 
@@ -149,7 +152,7 @@ def work(args: argparse.Namespace) -> None:
     register_derived([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
     _register(cfg, args)
     model = BNTrainer.build_model(cfg)
-    load_all(model, read_checkpoint(args.weights)[1], args.weights)
+    load_all(model, read_state(args.weights, args.trust_checkpoint)[1], args.weights)
     results = open_results(read_config(args), args)
     comm.synchronize()  # all have read what there is before anything is added
     missing = [c for c in plan(args.corruptions, args.num_images) if c.place not in results.cells]
@@ -208,6 +211,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         launch(work, args.num_gpus, timeout=TIMEOUT, args=(args,))
     except WorkerDied as error:
+        print(error.traceback, file=sys.stderr)
         print(f"error: {error}; the same command goes on from there", file=sys.stderr)
         return 1
+    except Interrupted as interrupted:
+        print(f"interrupted by {interrupted.name}; the same command goes on from there")
+        return interrupted.code
     return 0
