@@ -1,5 +1,6 @@
 """What the cells say: the table, the curve over images, and means over corruptions."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -33,12 +34,16 @@ class Summary:
 def score(metrics: Metrics) -> tuple[str, float, bool]:
     """Name, value and whether more is better, of the task that counts.
 
+    Detectron2's COCO evaluator gives NaN, in the file null, without any detection: an AP of 0.
+
     Raises:
         ValueError: a task that is none of `SCORES`.
     """
     for task, (name, more_is_better) in SCORES.items():
         if task in metrics:
-            return name, metrics[task][name], more_is_better
+            value = metrics[task][name]
+            nothing = value is None or math.isnan(value)
+            return name, 0.0 if nothing else value, more_is_better
     raise ValueError(f"no metric to compare among {', '.join(metrics)}")
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from bn_detect.domain_shift.cells import Cell, Results, fingerprint, plan
 from bn_detect.domain_shift.picture import draw
-from bn_detect.domain_shift.summary import summarize, tables
+from bn_detect.domain_shift.summary import score, summarize, tables
 
 CORRUPTIONS = ["fog", "snow"]
 
@@ -80,6 +80,11 @@ def test_tables():
     assert rows[5] == ["evaluated on", "checkpoint", "10", "100"]
     assert rows[-1] == ["snow", "20.0", "20.0", "50.0"]
     assert "60.0 under the checkpoint's statistics, 40.0 under each one's own" in text
+
+
+@pytest.mark.parametrize("nothing", [None, float("nan")])
+def test_no_detection_is_an_ap_of_0(nothing):
+    assert score({"bbox": {"AP": nothing}}) == ("AP", 0.0, True)
 
 
 def test_a_task_that_is_not_known():
