@@ -59,8 +59,14 @@ def argument_parser() -> argparse.ArgumentParser:
         nargs="+",
         type=int,
         metavar="N",
-        help="for the statistics, of the (corrupted) images of DATASETS.TRAIN (default: "
+        help="images for the statistics (default: "
         f"{' '.join(map(str, DEFAULT_IMAGES))}, as far as there are so many)",
+    )
+    add(
+        "--images-of",
+        metavar="DATASET",
+        help="whose images, corrupted or not, those are; their labels are not used (default: the "
+        "evaluated dataset, DATASETS.TEST)",
     )
     add("--output", type=Path, metavar="FOLDER", help="default: OUTPUT_DIR/domain_shift")
     add("--num-gpus", type=int, default=1, metavar="N", help="workers: GPUs, or processes on CPU")
@@ -89,27 +95,25 @@ def check(cfg: CfgNode, args: argparse.Namespace, world_size: int) -> None:
     Raises:
         ValueError: a setting, a corruption, the dataset, the checkpoint, or a model without BN.
     """
-    for key in ("TRAIN", "TEST"):
-        if len(cfg.DATASETS[key]) != 1:
-            raise ValueError(f"DATASETS.{key} is {cfg.DATASETS[key]}; one dataset is needed")
+    if len(cfg.DATASETS.TEST) != 1:
+        raise ValueError(f"DATASETS.TEST is {cfg.DATASETS.TEST}; one dataset is needed")
+    args.images_of = args.images_of or cfg.DATASETS.TEST[0]
     if cfg.MODEL.ROI_BN.TEST_STATS != "population":
         raise ValueError(
             f"MODEL.ROI_BN.TEST_STATS is {cfg.MODEL.ROI_BN.TEST_STATS!r}, which uses no population "
             "statistics; use 'population'"
         )
     validate_config(BNTrainer.auto_scale_workers(cfg, world_size), world_size)
-    train, test = cfg.DATASETS.TRAIN[0], cfg.DATASETS.TEST[0]
-    register_derived([train, test])
-    check_datasets([train, test])
     _register(cfg, args)
-    available = len(DatasetCatalog.get(train))
+    check_datasets([args.images_of, *cfg.DATASETS.TEST])
+    available = len(DatasetCatalog.get(args.images_of))
     workers = world_size * cfg.MODEL.ROI_BN.VIRTUAL_WORKERS
     numbers = args.num_images or [min(max(n, workers), available) for n in DEFAULT_IMAGES]
     for number in numbers:
         if not workers <= number <= available:
             raise ValueError(
                 f"--num-images {number}: it must be at least {workers}, the number of workers, and "
-                f"at most the {available} images of DATASETS.TRAIN {train!r}"
+                f"at most the {available} images of {args.images_of!r}"
             )
     args.num_images = sorted(set(numbers))
     if not args.weights.is_file():
@@ -138,7 +142,7 @@ def open_results(cfg: CfgNode, args: argparse.Namespace) -> Results:
         "config": fingerprint(cfg.dump().encode()),
         "weights": fingerprint(args.weights.read_bytes()),
         "data": cfg.DATASETS.TEST[0],
-        "data_of_statistics": cfg.DATASETS.TRAIN[0],
+        "data_of_statistics": args.images_of,
         "severity": args.severity,
     }
     return Results(args.output / "domain_shift.json", settings)
@@ -149,7 +153,6 @@ def work(args: argparse.Namespace) -> None:
     cfg = BNTrainer.auto_scale_workers(read_config(args), comm.get_world_size())
     if cfg.MODEL.DEVICE == "cpu":
         share_cores()
-    register_derived([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
     _register(cfg, args)
     model = BNTrainer.build_model(cfg)
     load_all(model, read_state(args.weights, args.trust_checkpoint)[1], args.weights)
@@ -171,7 +174,7 @@ def measure(cfg: CfgNode, model, missing: list[Cell], args: argparse.Namespace) 
     for (statistics, images), cells in groupby(missing, lambda c: (c.statistics, c.images)):
         with contextlib.ExitStack() as stack:
             if statistics != CHECKPOINT:
-                name = _name(cfg.DATASETS.TRAIN[0], statistics, args.severity)
+                name = _name(args.images_of, statistics, args.severity)
                 stack.enter_context(with_statistics_of(cfg, model, name, images))
             for cell in cells:
                 name = _name(cfg.DATASETS.TEST[0], cell.data, args.severity)
@@ -190,7 +193,8 @@ def report(results: Results, args: argparse.Namespace) -> None:
 
 
 def _register(cfg: CfgNode, args: argparse.Namespace) -> None:
-    for name in (cfg.DATASETS.TRAIN[0], cfg.DATASETS.TEST[0]):
+    for name in (args.images_of, cfg.DATASETS.TEST[0]):
+        register_derived([name])
         for corruption in args.corruptions:
             register_corrupted(name, corruption, args.severity)
 

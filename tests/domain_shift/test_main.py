@@ -66,8 +66,21 @@ def test_a_run(arguments, tmp_path, capsys):
         assert (out / name).stat().st_size > 0
     found = json.loads((out / "domain_shift.json").read_text())
     assert len(found["cells"]) == 8 and all("AP" in c["metrics"]["bbox"] for c in found["cells"])
-    assert found["settings"]["data"] == "in_process_val"
+    assert found["settings"]["data"] == found["settings"]["data_of_statistics"] == "in_process_val"
     assert (out / "domain_shift.md").read_text().strip() in printed
+
+
+def test_statistics_of_other_images(arguments, monkeypatch, tmp_path):
+    flags = ["--corruptions", "fog", "--num-images", "2"]
+    found = []
+    for images_of in ("in_process_val", "in_process_train"):
+        counting(monkeypatch)
+        out = ["--output", str(tmp_path / images_of), "--images-of", images_of]
+        assert command.main([*arguments, *flags, *out]) == 0
+        cells = json.loads((tmp_path / images_of / "domain_shift.json").read_text())["cells"]
+        found.append({(c["data"], c["statistics"]): c["metrics"]["bbox"]["AP"] for c in cells})
+    assert found[0]["fog", "checkpoint"] == found[1]["fog", "checkpoint"]
+    assert found[0]["fog", "fog"] != found[1]["fog", "fog"]
 
 
 def test_what_was_measured_is_not_measured_again(arguments, monkeypatch, tmp_path):
