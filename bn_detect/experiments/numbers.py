@@ -18,12 +18,17 @@ def cell(estimate: Estimate, digits: int = 1, sign: str = "") -> str:
     return text
 
 
-def verdict(claim: str, gap: Estimate, unit: str = "points") -> str:
-    """A line that says whether the data show that `gap` is above 0."""
+def verdict(claim: str, gap: Estimate, why: str = "") -> str:
+    """A line that says whether the data show that `gap`, in points, is above 0.
+
+    Args:
+        why: the explanation that is given where they do not.
+    """
     if gap.low > 0:
         answer = "seen"
     elif gap.high < 0:
         answer = "the opposite was seen"
     else:
         answer = "not decided by these seeds" if len(gap.values) > 1 else "one seed decides nothing"
-    return f"* {claim}: **{answer}** ({cell(gap, sign='+')} {unit})."
+    line = f"* {claim}: **{answer}** ({cell(gap, sign='+')} points)."
+    return line if gap.low > 0 or not why else f"{line} {why}"

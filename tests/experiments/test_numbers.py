@@ -35,3 +35,10 @@ def test_cells():
 def test_verdicts_follow_the_interval(values, answer):
     line = verdict("It rises", difference(values, [0.0] * len(values)))
     assert line.startswith(f"* It rises: **{answer}** (")
+
+
+def test_an_explanation_stands_where_the_data_do_not_show_it():
+    def line(value: float) -> str:
+        return verdict("It rises", difference([value, value + 0.1], [0.0, 0.0]), "Because.")
+
+    assert line(5.0).endswith("points).") and line(-0.05).endswith("points). Because.")
