@@ -37,15 +37,20 @@ PUBLISHED_COCO = re.compile(r"(keypoints_)?coco_20(14|17)_")  # Detectron2's own
 NEON_TREES = tuple(f"{FOLDER}_{split}" for split in SPLITS)
 
 
-def check_datasets(names: Sequence[str]) -> None:
+def check_datasets(names: Sequence[str]) -> dict[str, DatasetSummary]:
     """Check each dataset once, as `check_dataset` does; call it on one rank, before training.
+
+    Returns:
+        their summaries, by name.
 
     Raises:
         DatasetError: of the first faulty dataset.
     """
-    for name in dict.fromkeys(names):
-        for warning in check_dataset(name).warnings:
+    summaries = {name: check_dataset(name) for name in dict.fromkeys(names)}
+    for name, summary in summaries.items():
+        for warning in summary.warnings:
             logger.warning("dataset %r: %s", name, warning)
+    return summaries
 
 
 def check_dataset(name: str) -> DatasetSummary:
@@ -131,7 +136,7 @@ def _raise_faults(name: str, json_file: Path | None, faults: Iterable[str]) -> N
     faults = list(faults)
     if not faults:
         return
-    shown = "; ".join(faults[:FAULTS_SHOWN])
+    shown = "; ".join(faults[:FAULTS_SHOWN]).replace("\n", "\\n")  # of a file's name
     where = f"dataset {name!r}" + (f" ({json_file})" if json_file else "")
     if len(faults) > FAULTS_SHOWN:
         shown += f"; and {len(faults) - FAULTS_SHOWN} more"

@@ -47,7 +47,7 @@ def read_coco_json(path: Path, *, labelled: bool = True) -> Coco:
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise DatasetError(f"{path} is not valid JSON: {error.msg} at {where}") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, RecursionError, UnicodeDecodeError) as error:
         raise DatasetError(f"{path} cannot be read: {error}") from error
     if not isinstance(coco, dict):
         raise DatasetError(f"{path} must hold an object, found a {type(coco).__name__}")
@@ -106,6 +106,8 @@ def content_faults(coco: Coco, *, unique_annotations: bool = True) -> Iterator[s
         for entry_id, uses in Counter(entry["id"] for entry in coco[table]).items():
             if uses > 1:
                 yield f"{kind} id {entry_id!r} is used {uses} times"
+    if len({isinstance(image["id"], str) for image in coco["images"]}) > 1:
+        yield "some image ids are text and some are numbers; Detectron2 cannot sort them"
     images = {image["id"]: image for image in coco["images"]}
     categories = {category["id"] for category in coco["categories"]}
     for image in coco["images"]:
@@ -122,6 +124,8 @@ def content_faults(coco: Coco, *, unique_annotations: bool = True) -> Iterator[s
         category = annotation.get("category_id")
         if category is not None and category not in categories:
             yield f"{label}: category_id {category} is not listed in 'categories'"
+        if annotation.get("iscrowd", 0) not in (0, 1):
+            yield f"{label}: iscrowd is {annotation['iscrowd']!r:.60}, must be 0 or 1"
         if "bbox" in annotation:
             yield from _box_faults(label, annotation["bbox"], image)
 

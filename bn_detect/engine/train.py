@@ -30,7 +30,9 @@ from .interrupt import Interrupted
 from .launch import WorkerDied, expected_world_size, launch, share_cores
 from .safe_config import SafeConfig
 from .trainer import BNTrainer
+from .trial import check_builds
 from .validate_classifier import check_classes
+from .validate_values import check_num_classes, check_values
 from .validation import validate_config
 
 
@@ -87,6 +89,14 @@ def read_config(args: argparse.Namespace) -> CfgNode:
         raise ValueError(f"--config-file {args.config_file}: {error}".replace("\n", " ")) from error
     except (KeyError, AssertionError) as error:
         raise ValueError(f"{error.args[0]}{_nearest_key(cfg, str(error.args[0]))}") from error
+    except ValueError as error:  # which may hold a whole section of the config
+        words = " ".join(str(error).split())
+        short = words if len(words) < 400 else f"{words[:150]} ... {words[-150:]}"
+        raise ValueError(f"--config-file {args.config_file}: {short}") from error
+    except (AttributeError, RecursionError, TypeError) as error:
+        message = f"--config-file {args.config_file} is no mapping of keys to values: {error}"
+        raise ValueError(message) from error
+    check_values(cfg)
     cfg.freeze()
     return cfg
 
@@ -117,9 +127,10 @@ def check(cfg: CfgNode, args: argparse.Namespace, world_size: int) -> None:
     precise = cfg.TEST.PRECISE_BN.ENABLED or "precise" in (args.eval_stats or ())
     trains = not args.eval_only or precise
     validate_config(BNTrainer.auto_scale_workers(cfg, world_size), world_size, trains=trains)
+    check_builds(cfg)
     names = [*(cfg.DATASETS.TRAIN if trains else ()), *cfg.DATASETS.TEST]
     register_derived(names)
-    check_datasets(names)
+    check_num_classes(cfg, check_datasets(names))
     check_classes(cfg)
 
 

@@ -83,6 +83,10 @@ def validate_config(cfg: CfgNode, world_size: int, *, trains: bool = True) -> No
 
 
 def _check_device(device: str) -> None:
+    try:
+        torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"MODEL.DEVICE is {device!r}; it must be cpu, cuda or cuda:N") from error
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(
             f"MODEL.DEVICE is {device!r}, but no CUDA device is available; add MODEL.DEVICE cpu"

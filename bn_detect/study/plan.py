@@ -90,7 +90,7 @@ def read_study(path: str | Path) -> Study:
     path = Path(path)
     try:
         tree = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, RecursionError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"--study {path}: {error}".replace("\n", " ")) from error
     reader = _Reader(path)
     return reader.study(tree)
@@ -103,7 +103,7 @@ class _Reader:
         self.path = path
 
     def error(self, message: str) -> ValueError:
-        return ValueError(f"{self.path}: {message}")
+        return ValueError(f"{self.path}: {message}".replace("\n", "\\n"))  # of a name in it
 
     def study(self, tree: Any) -> Study:
         known = [f.name for f in fields(Study) if f.name != "file"]

@@ -6,6 +6,7 @@ from detectron2.config import CfgNode
 
 from ..engine.train import read_config
 from ..engine.trainer import BNTrainer
+from ..engine.trial import check_builds
 from ..engine.validation import validate_config
 from .plan import Arm, Study
 
@@ -35,6 +36,7 @@ def arm_config(study: Study, arm: Arm, *, workers: int, here: bool) -> CfgNode:
         if not here:
             checked.MODEL.DEVICE = "cpu"
         validate_config(BNTrainer.auto_scale_workers(checked, workers), workers)
+        check_builds(checked)
     except ValueError as error:
         raise ValueError(f"{study.file}: arm {arm.name!r}: {error}") from error
     return cfg

@@ -1,0 +1,38 @@
+"""Find configs that nothing can be built from, by building it."""
+
+import contextlib
+from collections.abc import Iterator
+
+from detectron2.config import CfgNode
+
+from .trainer import BNTrainer
+
+
+def check_builds(cfg: CfgNode) -> None:
+    """Build on the CPU what a run needs beside data, and throw it away.
+
+    Raises:
+        ValueError: a part that cannot be built; names it, and says what its maker says.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = "cpu"
+    with _refused("model"):
+        model = BNTrainer.build_model(cfg)
+    with _refused("optimizer"):
+        optimizer = BNTrainer.build_optimizer(cfg, model)
+    with _refused("schedule of learning rates"):
+        BNTrainer.build_lr_scheduler(cfg, optimizer)
+    for is_train in (True, False):
+        with _refused("mapper of images"):
+            BNTrainer.build_mapper(cfg, is_train)
+
+
+@contextlib.contextmanager
+def _refused(what: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # Detectron2 and torch raise nearly anything
+        said = " ".join(str(error).split()) or "no more is said"
+        name = type(error).__name__
+        raise ValueError(f"the config gives no {what}: {name}: {said:.300}") from error
