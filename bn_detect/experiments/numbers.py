@@ -12,10 +12,13 @@ def difference(first: Sequence[float], second: Sequence[float]) -> Estimate:
 
 def cell(estimate: Estimate, digits: int = 1, sign: str = "") -> str:
     """Such as "3.2 [2.9, 3.5]", the mean and its 95% interval."""
-    text = f"{estimate.mean:{sign}.{digits}f}"
-    if estimate.low == estimate.low:
-        text += f" [{estimate.low:{sign}.{digits}f}, {estimate.high:{sign}.{digits}f}]"
-    return text
+
+    def spell(value: float) -> str:
+        return f"{round(value, digits) + 0.0:{sign}.{digits}f}"  # -0.0 is 0.0
+
+    if estimate.low != estimate.low:
+        return spell(estimate.mean)
+    return f"{spell(estimate.mean)} [{spell(estimate.low)}, {spell(estimate.high)}]"
 
 
 def verdict(claim: str, gap: Estimate, why: str = "") -> str:

@@ -135,6 +135,7 @@ def _draw_errors(found: Found) -> Figure:
             estimates = [over_seeds(list(row)) for row in np.stack(runs)[:, :, column].T]
             band(axis, runs[0][:, 0], estimates, name, **style)
         axis.set_yscale("log")
+        axis.set_ylim(1.5, 110)
         axis.set_yticks([2, 5, 10, 20, 50], ["2", "5", "10", "20", "50"])
         axis.set_title(_name(scale), fontsize=9)
         axis.set_xlabel("iteration")

@@ -53,10 +53,8 @@ def _gain(found: Found, severity: int, target: str, worse: str, better: str) -> 
 def _harmless(found: Found, severity: int, domain: str) -> str:
     """What the corruption costs in the first place."""
     cost = difference(*(_errors(found, severity, target, CLEAN) for target in (domain, CLEAN)))
-    return (
-        f"Under clean statistics {domain} costs these digits {cell(cost, sign='+')} points; they "
-        "are 8x8 pixels enlarged to 32x32, without the fine detail that it destroys in photographs."
-    )
+    text = f"Under clean statistics {domain} costs these digits {cell(cost, sign='+')} points"
+    return f"{text}." if cost.low > 0 else f"{text}: there is nothing to win back. {_NO_DETAIL}"
 
 
 def _draw(found: Found) -> Figure:
@@ -85,4 +83,5 @@ _SETTING = (
     "severity 3): contrast 40.8 -> 33.1, gaussian_noise 64.4 -> 52.5, jpeg_compression "
     "40.4 -> 36.7; clean images 23.4, with the statistics of contrast 39.7."
 )
+_NO_DETAIL = "8x8 pixels enlarged to 32x32 lack the fine detail that it destroys in photographs."
 _CAPTION = "Validation error on corrupted images under clean and under their own statistics."

@@ -57,8 +57,11 @@ def _draw(found: Found) -> Figure:
         ends = np.array([[e.mean - e.low, e.high - e.mean] for e in estimates]).T
         x = np.arange(len(ARMS)) + 0.2 * (number - 1.5)
         axis.bar(x, [e.mean for e in estimates], 0.18, yerr=ends, label=label)
-    axis.set_xticks(range(len(ARMS)), [NAMES[arm].replace("`", "") for arm in ARMS], fontsize=8)
+    axis.set_xticks(
+        range(len(ARMS)), [NAMES[arm].replace("`", "").replace(", ", "\n") for arm in ARMS]
+    )
     axis.set_ylabel("error, %")
+    axis.set_ylim(0, 100)
     axis.legend(fontsize=8)
     return figure
 
