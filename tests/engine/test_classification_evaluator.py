@@ -1,11 +1,13 @@
-"""Top-1 and top-5 error, against counting by hand; on one rank and on two."""
+"""Top-1 and top-5 error, against counting by hand.
+
+On two ranks: tests/modeling/test_image_classifier.py, which starts them.
+"""
 
 import numpy as np
 import pytest
 import torch
 
 from bn_detect.engine.classification_evaluator import ClassificationEvaluator
-from tests.helpers.ranks import run_ranks
 
 
 def data(number: int = 57, classes: int = 9) -> tuple[list[dict], list[dict]]:
@@ -56,10 +58,7 @@ def test_reset_forgets():
 
 
 def on_rank(rank: int, world_size: int) -> dict:
+    """Each rank has a share, one of them a small one."""
     inputs, outputs = data()
     share = slice(0, 50) if rank == 0 else slice(50, None)
     return evaluated(inputs[share], outputs[share])
-
-
-def test_ranks_count_together():
-    assert run_ranks(on_rank, 2) == [evaluated(*data()), {}]

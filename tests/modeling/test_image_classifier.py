@@ -14,6 +14,7 @@ from bn_detect import add_bn_detect_config, set_iteration
 from bn_detect.layers import RoIBatchNorm2d
 from bn_detect.modeling import BNImageClassifier
 from tests.configs.test_configs import CONFIGS
+from tests.engine import test_classification_evaluator as evaluator
 from tests.helpers.ranks import run_ranks
 
 CLASSES, IMAGES = 10, 8
@@ -116,7 +117,7 @@ def step(model: BNImageClassifier, batch: list[dict]) -> dict[str, torch.Tensor]
 def on_rank(rank: int, world_size: int) -> dict[str, dict]:
     BNImageClassifier._images = _images_in_double
     share = inputs()[rank * 4 : rank * 4 + 4]
-    return {
+    steps = {
         name: step(classifier(**keys), share)
         for name, keys in {
             **{b: {"MODEL__ROI_BN__BATCH": b} for b in ("worker", "shuffled", "global")},
@@ -126,6 +127,7 @@ def on_rank(rank: int, world_size: int) -> dict[str, dict]:
             },
         }.items()
     }
+    return {**steps, "errors": evaluator.on_rank(rank, world_size)}
 
 
 @pytest.fixture(scope="module")
@@ -142,3 +144,7 @@ def test_two_ranks_are_two_virtual_workers(ranks, batch):
     for key, value in expected.items():
         if "num_batches" not in key:
             close((ranks[0][batch][key] + ranks[1][batch][key]) / 2, value)
+
+
+def test_ranks_count_errors_together(ranks):
+    assert [found["errors"] for found in ranks] == [evaluator.evaluated(*evaluator.data()), {}]
