@@ -25,6 +25,7 @@ from .interrupt import Interrupted, Request, interruption, requests
 
 GRACE = 5.0  # seconds in which the others may end by themselves, after one of them ended
 FORCED = 20.0  # ... and in which they may end after SIGTERM
+FILE_ERRORS = (CheckpointError, OSError)
 REFUSED = 2  # exit code of a worker that has said what is wrong
 
 
@@ -77,7 +78,7 @@ def launch(
         WorkerDied: a worker of this machine was killed or failed; names the first one.
         Interrupted: they ended because a signal asked them to.
         SystemExit: a file was missing, spoiled or could not be written; a line on it was printed,
-            and the exit code is `REFUSED`.
+            and the exit code is `REFUSED`. A worker that is alone raises one of `FILE_ERRORS`.
     """
     if launched_by_torchrun():
         _join_torchrun(timeout)
@@ -88,7 +89,7 @@ def launch(
         return
     world_size = num_gpus * num_machines
     if world_size == 1:
-        _said(main, args)
+        main(*args)
         return
     with contextlib.ExitStack() as stack:
         if num_machines == 1:
@@ -105,7 +106,7 @@ def _said(main: Callable[..., Any], args: tuple) -> None:
     """Run `main`; where a file is what fails it, one line says so in place of a traceback."""
     try:
         main(*args)
-    except (CheckpointError, OSError) as error:
+    except FILE_ERRORS as error:
         who = f"worker {comm.get_rank()}: " if comm.get_world_size() > 1 else ""
         print(f"error: {who}{error}", file=sys.stderr, flush=True)
         sys.exit(REFUSED)

@@ -19,7 +19,7 @@ from ..layers import fill_domains
 from .checkpoint_file import CheckpointError, add_trust_option, read_checkpoint
 from .evaluation import evaluate_under, evaluation_table, precise_bn
 from .interrupt import Interrupted
-from .launch import WorkerDied, expected_world_size, launch, share_cores
+from .launch import FILE_ERRORS, WorkerDied, expected_world_size, launch, share_cores
 from .population import ROI_SOURCES, select_bn_layers
 from .train import read_config
 from .trainer import BNTrainer
@@ -199,4 +199,7 @@ def main(arguments: list[str] | None = None) -> int:
     except Interrupted as interrupted:
         print(f"interrupted by {interrupted.name}; nothing was written", file=sys.stderr)
         return interrupted.code
+    except FILE_ERRORS as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     return 0

@@ -27,7 +27,7 @@ from .evaluation import (
     precise_bn,
 )
 from .interrupt import Interrupted
-from .launch import WorkerDied, expected_world_size, launch, share_cores
+from .launch import FILE_ERRORS, WorkerDied, expected_world_size, launch, share_cores
 from .safe_config import SafeConfig
 from .trainer import BNTrainer
 from .trial import check_builds
@@ -206,4 +206,7 @@ def main(arguments: list[str] | None = None) -> int:
         advice = "go on from the last checkpoint with --resume"
         print(f"interrupted by {interrupted.name}; {advice}", file=sys.stderr)
         return interrupted.code
+    except FILE_ERRORS as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     return 0

@@ -26,7 +26,7 @@ ARMS = [
         "options": {"MODEL.ROI_BN.TEST_STATS": "minibatch"},
         "reference": {"box AP": 41.3},
     },
-    {"name": "broken", "options": {"MODEL.BACKBONE.NAME": "no_such_backbone"}},
+    {"name": "broken", "options": {"MODEL.WEIGHTS": "no_such_file.pth"}},
 ]
 
 
@@ -120,7 +120,7 @@ def test_a_failing_arm_is_reported_and_the_others_go_on(killed):
     (failed,) = arm["failed"]
     assert failed["seed"] == 1
     assert failed["error"].startswith("training ended with exit code 1")
-    assert "no_such_backbone" in failed["error"]
+    assert "no_such_file" in failed["error"]
     assert Path(failed["log"]).read_text().strip().endswith(failed["error"].splitlines()[-1])
 
 
