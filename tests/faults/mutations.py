@@ -19,12 +19,14 @@ VALUES = {
     "huge": [10**12, 10**30, 1e308],
     "unicode": ["naïve 木 \U0001f333", "\u202eevil", "a\nb", ""],
 }
+UNTOUCHED = "nothing was done"
 KINDS = (*VALUES, "drop", "duplicate", "unknown key", "text")
 
 
 def mutants(tree: Tree, kind: str, count: int, seed: int = 0) -> Iterator[tuple[str, bytes]]:
-    """What was done, and the file; `kind`: "json" or "yaml"."""
+    """What was done, and the file; first `UNTOUCHED`. kind: "json" or "yaml"."""
     rng = random.Random(seed)
+    yield UNTOUCHED, dump(tree, kind)
     for _ in range(count):
         mutation = rng.choice(KINDS)
         if mutation == "text":

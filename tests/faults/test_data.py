@@ -27,7 +27,7 @@ from tests.data.small_dataset import small_dataset
 from tests.engine.conftest import REPOSITORY
 from tests.engine.in_process import config
 
-from .mutations import mutants
+from .mutations import UNTOUCHED, mutants
 
 SECONDS = 30  # for one
 
@@ -67,8 +67,8 @@ def judged(
         except ValueError as error:
             message = str(error)
             counts["refused"] += 1
-            if len(message) < 15 or "\n" in message.strip():
-                wrong.append(f"{number}: {said}: unclear: {message!r:.300}")
+            if said == UNTOUCHED or len(message) < 15 or "\n" in message.strip():
+                wrong.append(f"{number}: {said}: refused, or unclear: {message!r:.300}")
             continue
         except BaseException:  # noqa: BLE001 - whatever it is, a user must not see it
             wrong.append(f"{number}: {said}: {_end(traceback.format_exc())}")
