@@ -240,4 +240,4 @@ def test_study(tmp_path, size, happened):
             return "folders"
         return None
 
-    happened(judged(mutants(tree, "yaml", size(20, 500)), path, check, use))
+    happened(judged(mutants(tree, "yaml", size(10, 500)), path, check, use))

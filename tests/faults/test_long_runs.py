@@ -47,21 +47,22 @@ class Sampler(HookBase):
 def train(rank: int, world_size: int, root: Path, output: Path, iterations: int) -> list[tuple]:
     from tests.engine.in_process import config
 
+    period = max(15, iterations // 8)
     cfg = config(
         root,
         output,
         SOLVER__MAX_ITER=iterations,
-        SOLVER__CHECKPOINT_PERIOD=iterations // 8,
+        SOLVER__CHECKPOINT_PERIOD=period,
         TEST__PRECISE_BN__ENABLED=True,
         TEST__PRECISE_BN__NUM_ITER=2,
-        TEST__PRECISE_BN__PERIOD=iterations // 8,
+        TEST__PRECISE_BN__PERIOD=period,
         MODEL__ROI_BN__BATCH="shuffled",
         MODEL__ROI_BOX_HEAD__CONV_DIM=16,
         SOLVER__BASE_LR=0.002,
     )
     output.mkdir(exist_ok=True)
     trainer = BNTrainer(cfg)
-    sampler = Sampler(max(1, iterations // 50))
+    sampler = Sampler(max(5, iterations // 50))  # collecting garbage takes long
     trainer.register_hooks([sampler])
     trainer.train()
     return sampler.samples

@@ -112,7 +112,7 @@ INTERRUPTIONS = [
     should="a checkpoint of the iteration at hand, exit code 128 + signal; --resume ends with the "
     "weights of an uninterrupted run, bit for bit",
 )
-def test_interrupted(server, whole, tmp_path, name, whom, happened):
+def test_interrupted(server, whole, tmp_path, name, whom, size, happened):
     folder, number = tmp_path / "run", signal.Signals[name]
     # Data loading processes are hit as well.
     run = server.start(folder, "--num-gpus", 2, DATALOADER__NUM_WORKERS=1, **LONG)
@@ -131,7 +131,7 @@ def test_interrupted(server, whole, tmp_path, name, whom, happened):
     newest = max(int(n) for n in re.findall(r"model_(\d+)\.pth", " ".join(os.listdir(folder))))
     assert done == newest + 1
     happened(f"exit code {code} after {seconds:.1f} s, checkpoint of iteration {done}")
-    if done < 8:
+    if done < 8 and (name, whom) in INTERRUPTIONS[: size(1, 5)]:
         assert_resumes(server, folder, whole)
         happened("resumed to equal weights")
 
