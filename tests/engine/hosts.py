@@ -15,8 +15,10 @@ import pytest
 
 from tests.engine.conftest import REPOSITORY, Command, end
 
-_BLOCKS = re.findall(r"```\n(.*?)```", (REPOSITORY / "README.md").read_text(), flags=re.DOTALL)
-_LINES = "\n".join(_BLOCKS).replace("\\\n", " ").splitlines()
+_README = (REPOSITORY / "README.md").read_text()
+_BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", _README, flags=re.DOTALL | re.MULTILINE)
+_COMMANDS = "\n".join(text for language, text in _BLOCKS if not language)
+_LINES = _COMMANDS.replace("\\\n", " ").splitlines()
 BY_LAUNCHER = [line for line in _LINES if "--num-machines 2" in line]
 BY_TORCHRUN = [line for line in _LINES if "--nnodes 2" in line] * 2
 
