@@ -38,7 +38,7 @@ test: lint  ## set-up, style, all tests
 	$(RUN) -m pytest tests -q -n 2 --dist loadfile --no-loadscope-reorder --durations=10 $(PYTEST_ARGS)
 
 faults: setup  ## kill, starve, spoil and deceive it, in full; writes docs/faults.md
-	OMP_NUM_THREADS=1 $(RUN) -m pytest tests/faults -q --timeout=1200 --faults docs/faults.md $(PYTEST_ARGS)
+	$(RUN) -m pytest tests/faults -q --timeout=1200 --faults docs/faults.md $(PYTEST_ARGS)
 
 lint: setup  ## check the style
 	$(RUN) -m ruff check

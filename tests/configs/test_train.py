@@ -98,13 +98,7 @@ def trained(tmp_path_factory):
         runs.append(evaluate(path, outputs[path, 0], outputs[ROW2, 1] / "model_final.pth"))
     jobs = root / "jobs.json"
     jobs.write_text(json.dumps(runs))
-    # One thread each: where other processes keep the cores busy, more of them mostly wait.
-    environment = {
-        **os.environ,
-        "DETECTRON2_DATASETS": str(root),
-        "GLOO_SOCKET_IFNAME": "lo",
-        "OMP_NUM_THREADS": "1",
-    }
+    environment = os.environ | {"DETECTRON2_DATASETS": str(root), "GLOO_SOCKET_IFNAME": "lo"}
     run = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(jobs)],
         env=environment,

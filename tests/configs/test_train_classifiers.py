@@ -56,7 +56,7 @@ def trained(tmp_path_factory):
     outputs = {path: root / "out" / path.with_suffix("") for path in CLASSIFIERS}
     jobs = root / "jobs.json"
     jobs.write_text(json.dumps([tiny(path, output) for path, output in outputs.items()]))
-    environment = {**os.environ, "DETECTRON2_DATASETS": str(root), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "DETECTRON2_DATASETS": str(root)}
     run = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(jobs)],
         env=environment,

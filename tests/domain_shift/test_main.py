@@ -12,7 +12,6 @@ from bn_detect.domain_shift import main as command
 from bn_detect.engine.checkpointer import AtomicCheckpointer
 from tests.engine.conftest import datasets  # noqa: F401
 from tests.engine.in_process import config
-from tests.modeling.conftest import one_thread  # noqa: F401
 
 
 @pytest.fixture

@@ -35,8 +35,8 @@ class Command:
     """`tools/train_net.py` with tiny settings, as a process of its own."""
 
     def __init__(self, datasets: Path) -> None:
-        self.environment = {**os.environ, "DETECTRON2_DATASETS": str(datasets)}
-        self.environment |= {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+        self.environment = os.environ | {"DETECTRON2_DATASETS": str(datasets)}
+        self.environment |= {"GLOO_SOCKET_IFNAME": "lo"}
 
     def arguments(self, output: Path, *flags: object, batch: str = "shuffled", **keys) -> list[str]:
         """Command line after the program; `keys` in config spelling with __ for the dots."""

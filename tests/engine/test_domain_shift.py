@@ -10,7 +10,6 @@ from bn_detect.data import read_image, register_derived
 from bn_detect.engine.domain_shift import evaluate_on, with_statistics_of
 from bn_detect.engine.target_images import TargetImages
 from tests.helpers.ranks import run_ranks
-from tests.modeling.conftest import one_thread  # noqa: F401
 
 from .in_process import Trainer, config, statistics
 

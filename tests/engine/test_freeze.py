@@ -13,7 +13,6 @@ from torch import nn
 from bn_detect.engine import update_population_stats
 from bn_detect.layers import RoIBatchNorm2d
 from tests.helpers.ranks import run_ranks
-from tests.modeling.conftest import one_thread  # noqa: F401
 
 from .in_process import Trainer, assert_same_bits, checkpoint, config, statistics, trained
 

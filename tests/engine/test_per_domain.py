@@ -8,7 +8,6 @@ from detectron2.modeling import build_model
 from bn_detect.engine import update_population_stats
 from bn_detect.engine.checkpointer import AtomicCheckpointer
 from bn_detect.engine.rewrite import main
-from tests.modeling.conftest import one_thread  # noqa: F401
 
 from .in_process import Trainer, assert_same_bits, config
 

@@ -19,14 +19,6 @@ from .snapshot import Snapshot, assert_statistics, population
 C = 4
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def update(model: nn.Module, batches, num_iters: int | None = None, **kwargs):
     num_iters = len(batches) if num_iters is None else num_iters
     return update_population_stats(model, batches, num_iters, progress=False, **kwargs)

@@ -8,7 +8,6 @@ from torch import nn
 from bn_detect.engine import update_population_stats
 from bn_detect.engine.population import ROI_SOURCES
 from bn_detect.layers import RoIBatchNorm2d
-from tests.modeling.conftest import one_thread  # noqa: F401
 from tests.modeling.images import model_inputs
 from tests.modeling.small import KINDS, config, randomized
 

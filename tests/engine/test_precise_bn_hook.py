@@ -9,7 +9,6 @@ from torch import nn
 from bn_detect.engine import FreezeBN, PreciseBN, update_population_stats
 from bn_detect.engine.population import ROI_SOURCES
 from bn_detect.engine.train import main
-from tests.modeling.conftest import one_thread  # noqa: F401
 
 from .in_process import Trainer, assert_same_bits, checkpoint, config, statistics, trained
 

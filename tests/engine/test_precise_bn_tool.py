@@ -8,7 +8,6 @@ import torch
 
 from bn_detect.engine import update_population_stats
 from bn_detect.engine.rewrite import main
-from tests.modeling.conftest import one_thread  # noqa: F401
 
 from .conftest import REPOSITORY
 from .in_process import Trainer, assert_same_bits, config, statistics, trained

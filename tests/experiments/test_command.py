@@ -29,7 +29,7 @@ def command(output: Path, *flags: str) -> list[str]:
 
 
 def start(arguments: list[str], root: Path) -> subprocess.Popen:
-    environment = {**os.environ, "DETECTRON2_DATASETS": str(root), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "DETECTRON2_DATASETS": str(root)}
     return subprocess.Popen(
         arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

@@ -109,7 +109,6 @@ def run(arguments: list[str], log: str, moment: list | None) -> None:
 
 
 def main() -> None:
-    torch.set_num_threads(1)
     running: set[int] = set()
     while True:
         ready, _, _ = select.select([0], [], [], 0.02)

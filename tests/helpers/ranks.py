@@ -105,7 +105,6 @@ def _results(folder: Path, exit_codes: list, late: list[int], timeout: float) ->
 
 
 def _rank(fn: Callable, rank: int, sizes: Sequence[int], args: tuple, folder: Path) -> None:
-    torch.set_num_threads(1)
     if "lo" in (name for _, name in socket.if_nameindex()):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # not whatever the host name resolves to
     try:

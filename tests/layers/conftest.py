@@ -1,7 +1,6 @@
 """One start of 4 processes for all of this folder: starting them takes longest."""
 
 import pytest
-import torch
 
 from ..helpers.ranks import run_worlds
 from . import test_groups_on_ranks, test_heads_on_ranks, test_image_layout, test_shuffle_groups
@@ -14,15 +13,6 @@ def _on_rank(rank: int, world_size: int) -> dict:
         "images": test_image_layout.on_rank(rank, world_size),
         "shuffle groups": test_shuffle_groups.on_rank(rank, world_size),
     }
-
-
-@pytest.fixture(autouse=True, scope="package")
-def one_thread():
-    """Small tensors: threads that wait for each other take most of the time on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ def test_cases():
     cases = Path(__file__).with_name("triton_cases.py")
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(cases)],
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "TRITON_INTERPRET": "1"},
         cwd=cases.parents[2],
         capture_output=True,
         text=True,

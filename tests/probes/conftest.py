@@ -1,9 +1,7 @@
-"""One thread, as these models are small; and heads that were trained under different batches."""
+"""Heads that were trained under different batches."""
 
 import pytest
 from torch import nn
-
-from tests.modeling.conftest import one_thread  # noqa: F401
 
 from .toy import detector, train
 
