@@ -21,8 +21,8 @@ class RoILayout:
 
     A hook on the pooler (`watch`) records how many RoIs each image has; the layers ask for the
     partition that follows from it under `settings`. The partition is made once per recording, so
-    all layers of a head use the same groups, in a recomputed forward (activation checkpointing)
-    too.
+    all layers of a head use the same groups. A backward begins nothing: activation checkpointing
+    repeats a forward there, with the groups it had.
 
     Args:
         settings: the normalization batch.
@@ -51,8 +51,10 @@ class RoILayout:
             )
         self._process_group = process_group
         self._iteration = 0
-        self._draw = 0  # counts the partitions since `set_iteration`
-        self._partition: tuple[tuple, Partition] | None = None
+        self._draw = 0  # counts the forwards since `set_iteration`
+        self._due = True  # the next layer that asks begins a forward
+        self._forward_draw = 0  # `_draw` of the forward that has begun
+        self._partition: tuple[tuple, Partition] | None = None  # of the same
         self._served: set[int] = set()
 
     def __deepcopy__(self, memo: dict) -> "RoILayout":
@@ -63,7 +65,8 @@ class RoILayout:
         return copy
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"_process_group": None, "_partition": None, "_served": set()}
+        forgotten = {"_process_group": None, "_partition": None, "_served": set(), "_due": True}
+        return self.__dict__ | forgotten
 
     def watch(self, module: nn.Module) -> torch.utils.hooks.RemovableHandle:
         """Record the RoIs per image at every call of `module`.
@@ -76,6 +79,8 @@ class RoILayout:
         return module.register_forward_pre_hook(self._record_call, with_kwargs=True)
 
     def _record_call(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        if _in_backward():
+            return
         per_image = (*args, *kwargs.values())[1]
         draw = self._draw
         self.record([len(rois) for rois in per_image])
@@ -88,16 +93,23 @@ class RoILayout:
         self.redraw()
 
     def redraw(self) -> None:
-        """Begin a forward of the head: forget the partition, so that the next one is fresh."""
-        self._partition = None
-        self._served.clear()
+        """Begin a forward of the head, with a fresh shuffle."""
         self._draw += 1
+        self._due = True
+
+    def _begin(self) -> None:
+        # Not before a layer asks: a pooler that serves several heads records for all of them, while
+        # the groups of the head before this one may still be needed, in the backward.
+        if self._due and not _in_backward():
+            self._partition = None
+            self._served.clear()
+            self._forward_draw = self._draw
+            self._due = False
 
     def set_iteration(self, iteration: int) -> None:
         """Make the shuffles a function of `iteration`, so that a resumed run repeats them."""
         self._iteration, self._draw = iteration, 0
-        self._partition = None
-        self._served.clear()
+        self._due = True
 
     @contextlib.contextmanager
     def undisturbed(self) -> Iterator[None]:
@@ -127,7 +139,9 @@ class RoILayout:
 
     def generator(self) -> torch.Generator:
         """The generator of this forward's shuffle: same seed, iteration and head, same state."""
-        key = [self.settings.seed, zlib.crc32(self.name.encode()), self._iteration, self._draw]
+        self._begin()
+        name = zlib.crc32(self.name.encode())
+        key = [self.settings.seed, name, self._iteration, self._forward_draw]
         state = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
         return torch.Generator().manual_seed(int(state) >> 1)
 
@@ -154,11 +168,13 @@ class RoILayout:
                 or the images cannot be split into the virtual workers; or under `shuffled` two
                 layers of one forward have unequal numbers of RoIs.
         """
+        self._begin()
         may_begin = not self.settings.moves_features  # else `shuffle` began the forward
         if self.rois_per_image is None and layer is not None and may_begin:
             begins = not self._served or layer in self._served
             if begins and not _in_backward():
                 self.redraw()
+                self._begin()
             self._served.add(layer)
         key = (num_rois, device, training)
         if self._partition is None or self._partition[0] != key:

@@ -82,7 +82,7 @@ class Images:
     def train(self, heads: nn.Module, seed: int = 0) -> dict[str, Tensor]:
         """The losses of one forward in training mode, with sampling from `seed`."""
         torch.manual_seed(seed)
-        with EventStorage(), mock.patch.object(F, "binary_cross_entropy_with_logits", _mask_loss):
+        with EventStorage(), float64_mask_loss():
             args = copy.deepcopy((self.proposals, self.targets))
             return heads.train()(None, self.features, *args)[1]
 
@@ -149,8 +149,12 @@ _cross_entropy = F.binary_cross_entropy_with_logits
 
 
 def _mask_loss(logits: Tensor, masks: Tensor, **kwargs) -> Tensor:
-    """Detectron2's masks are float32, which would round the loss of float64 logits."""
     return _cross_entropy(logits, masks.to(logits.dtype), **kwargs)
+
+
+def float64_mask_loss():
+    """Detectron2's masks are float32, which would round the loss of float64 logits."""
+    return mock.patch.object(F, "binary_cross_entropy_with_logits", _mask_loss)
 
 
 def _sampled(rois: int, foreground: int, objects: Instances, g: torch.Generator) -> Instances:
