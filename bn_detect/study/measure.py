@@ -116,6 +116,8 @@ def run_config(folder: Path, run: dict[str, Any], processes: int) -> CfgNode:
     cfg.defrost()
     cfg.SOLVER.REFERENCE_WORLD_SIZE = 0
     cfg.MODEL.ROI_BN.VIRTUAL_WORKERS *= run["workers"] // processes
+    if run["workers"] > processes:  # features move between processes only; the groups are the same
+        cfg.MODEL.ROI_BN.EXCHANGE = "statistics"
     register_derived([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
     return cfg
 

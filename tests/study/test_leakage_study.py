@@ -6,10 +6,11 @@ import signal
 from pathlib import Path
 
 import pytest
+import yaml
 
 from bn_detect.study import measure as measuring
 from bn_detect.study.main import main
-from bn_detect.study.measure import measure
+from bn_detect.study.measure import measure, run_config
 from bn_detect.study.plan import read_study
 from bn_detect.study.runs import plan_runs, prepare_folders
 from bn_detect.study.slurm import run_on_cluster
@@ -133,6 +134,20 @@ def test_a_run_folder_says_what_was_run(killed):
     assert (killed.trained / "config.yaml").exists()
     assert killed.results["schema"] == 1 and killed.results["study"]["name"] == "tiny"
     assert (killed.output / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("processes", "exchange", "virtual"), [(1, "statistics", 2), (2, "features", 1)]
+)
+def test_two_workers_that_move_features_are_measured_by_fewer(
+    killed, tmp_path, processes, exchange, virtual
+):
+    settings = yaml.safe_load((killed.trained / "settings.yaml").read_text())
+    settings["MODEL"]["ROI_BN"] |= {"BATCH": "shuffled", "EXCHANGE": "features"}
+    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(settings))
+    roi_bn = run_config(tmp_path, {"imports": [], "workers": 2}, processes).MODEL.ROI_BN
+    found = roi_bn.EXCHANGE, roi_bn.VIRTUAL_WORKERS
+    assert found == (exchange, virtual)
 
 
 def test_started_again_it_repeats_nothing(killed, capsys):
