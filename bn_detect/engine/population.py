@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ..distributed.collectives import all_gather_int, default_group, rank
 from ..layers import RoIBatchNorm2d
-from ..modeling.watching import WatchesRoIs
+from ..modeling.watching import WatchesRoIs, keep_rois_in_place
 from .moments import BatchedMoments, pool_over_ranks
 from .observe import observe, populations
 from .population_report import LayerReport, PopulationReport
@@ -207,6 +207,7 @@ def _collecting(
             model.eval()
         elif not model.training:
             model.train()
+        keep_rois_in_place(model.modules())
         for module in model.modules():
             if isinstance(module, WatchesRoIs):
                 module.watch(True)  # the layers need their layouts in inference mode too

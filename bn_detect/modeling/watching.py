@@ -1,11 +1,12 @@
 """What the BN heads share: layouts that are kept informed, and RoIs that are moved."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from torch import Tensor, nn
 
 from ..distributed import unshuffle_rois
-from ..layers import RoILayout
+from ..layers import RoIBatchNorm2d, RoILayout
 
 
 class WatchesRoIs(nn.Module):
@@ -47,3 +48,13 @@ def apply_to_moved_rois(layout: RoILayout, layers: Callable[[Tensor], Tensor], x
     """
     moved, plan = layout.shuffle(x)
     return unshuffle_rois(layers(moved), plan)
+
+
+def keep_rois_in_place(modules: Iterable[nn.Module]) -> None:
+    """From `exchange="features"` to "statistics", with the same groups: heads move RoIs in training
+    mode only, while layers may need their groups in another."""
+    for module in modules:
+        if isinstance(module, RoIBatchNorm2d):
+            module.layout.settings = replace(module.layout.settings, exchange="statistics")
+        if hasattr(module, "_moves_rois"):
+            module._moves_rois = False

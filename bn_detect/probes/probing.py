@@ -14,6 +14,7 @@ from ..distributed.collectives import default_group
 from ..engine.population import unwrapped
 from ..engine.undisturbed import undisturbed
 from ..layers import NormalizationBatch, RoIBatchNorm2d, RoILayout
+from ..modeling.watching import keep_rois_in_place
 from .detectron2_head import Detectron2Head
 from .heads import RoIHead
 from .rois import RoIs
@@ -127,11 +128,10 @@ def _prepare(model: nn.Module, head: RoIHead) -> None:
     model.eval()
     if head.proposals is not None:
         head.proposals.training = True  # itself, not its layers: as many proposals as in training
+    keep_rois_in_place(head.modules)
     for module in head.modules:
         if isinstance(module, RoIBatchNorm2d):
             module.layout.settings = NormalizationBatch("worker")
-        if hasattr(module, "_moves_rois"):  # to other places in the batch, and back
-            module._moves_rois = False
     _train_head(head)
 
 

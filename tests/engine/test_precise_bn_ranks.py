@@ -197,3 +197,11 @@ def test_detectors(found_by_size):
             batches = [b for rank in inputs for b in rank[name]]
             assert len(batches) == 4
             assert_statistics(layer, batches)
+
+
+@pytest.mark.parametrize("source", ["train", "test"])
+def test_both_exchanges_find_the_same(found_by_size, source):
+    statistics, features = (
+        found_by_size[0][2][f"{source} {exchange}"][0] for exchange in ("statistics", "features")
+    )
+    torch.testing.assert_close(features, statistics, rtol=1e-4, atol=1e-5)
