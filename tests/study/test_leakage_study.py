@@ -143,7 +143,8 @@ def test_two_workers_that_move_features_are_measured_by_fewer(
     killed, tmp_path, processes, exchange, virtual
 ):
     settings = yaml.safe_load((killed.trained / "settings.yaml").read_text())
-    settings["MODEL"]["ROI_BN"] |= {"BATCH": "shuffled", "EXCHANGE": "features"}
+    batch = {"BATCH": "shuffled", "EXCHANGE": "features", "VIRTUAL_WORKERS": 1}
+    settings["MODEL"]["ROI_BN"] |= batch
     (tmp_path / "settings.yaml").write_text(yaml.safe_dump(settings))
     roi_bn = run_config(tmp_path, {"imports": [], "workers": 2}, processes).MODEL.ROI_BN
     found = roi_bn.EXCHANGE, roi_bn.VIRTUAL_WORKERS
