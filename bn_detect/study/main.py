@@ -157,7 +157,7 @@ def main(arguments: list[str] | None = None) -> int:
         first = groups[0][0]
         args.jobs = args.jobs or (len(groups) if args.launcher == "slurm" else default_jobs(first))
         if args.dry_run:
-            print(plan_table(_runs(groups), args.jobs))
+            print(plan_table(_runs(groups), args.jobs, study.seconds_per_run))
             if args.force:
                 print("--force: all of these are deleted first and done anew")
             return 0

@@ -1,6 +1,7 @@
 """What a study is: a base config, named arms, seeds, and what to measure; read from a YAML file."""
 
 import difflib
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -57,6 +58,7 @@ class Study:
         arms: at least one, of different names.
         measure: of MEASURES.
         train: False: a checkpoint is given, and only measured.
+        seconds_per_run: what a run took where the study was written, for the first estimate.
     """
 
     file: str
@@ -70,6 +72,7 @@ class Study:
     seeds: int = 1
     measure: tuple[str, ...] = MEASURES
     train: bool = True
+    seconds_per_run: float | None = None
 
     def arm(self, name: str) -> Arm:
         return next(arm for arm in self.arms if arm.name == name)
@@ -127,6 +130,9 @@ class _Reader:
         seeds = given.get("seeds", 1)
         if type(seeds) is not int or seeds < 1:
             raise self.error(f"seeds is {seeds!r}; it must be a whole number from 1 up")
+        seconds = given.get("seconds_per_run", 1)
+        if type(seconds) not in (int, float) or not 0 < seconds < math.inf:
+            raise self.error(f"seconds_per_run is {seconds!r}; it must be a number above 0")
         for number, name in enumerate(given.get("measure", ())):
             self.known(f"measure[{number}]", name, MEASURES)
         if given.get("measure") == []:

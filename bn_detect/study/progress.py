@@ -84,21 +84,23 @@ def _doing(run: Run) -> str:
     return f"{run.label}: {state}" if state == "measuring" else ""
 
 
-def plan_table(runs: Sequence[Run], jobs: int) -> str:
+def plan_table(runs: Sequence[Run], jobs: int, seconds_per_run: float | None = None) -> str:
     """What a study would do: a row per run, and an estimate of the time.
 
     The estimate comes from the finished and half-finished runs of the same study: seconds per
     iteration of the same arm, or else of all, and likewise for measuring, without the seconds that
-    processes take to start. Without any such run it is unknown.
+    processes take to start. Before there is such a run it is `seconds_per_run`, measured elsewhere,
+    or unknown.
     """
-    rows = [(run, _state(run), _estimate(run, runs)) for run in runs]
+    rows = [(run, _state(run), _estimate(run, runs, seconds_per_run)) for run in runs]
     table = tabulate(
         [[run.arm, run.seed, _what(run), state, _spell(left)] for run, state, left in rows],
         headers=["arm", "seed", "checkpoint", "state", "left"],
     )
     left = [seconds for _, _, seconds in rows]
     total = None if None in left else sum(left) / jobs
-    return f"{table}\n\n{len(runs)} runs, {jobs} at once; time left: {_spell(total)}"
+    source = "" if total is None or _measured(runs) else " (seconds_per_run of the study's file)"
+    return f"{table}\n\n{len(runs)} runs, {jobs} at once; time left: {_spell(total)}{source}"
 
 
 def _what(run: Run) -> str:
@@ -119,14 +121,14 @@ def _state(run: Run) -> str:
     return f"failed; {begun}" if run.status().get("state") == "failed" else begun
 
 
-def _estimate(run: Run, runs: Sequence[Run]) -> float | None:
+def _estimate(run: Run, runs: Sequence[Run], elsewhere: float | None) -> float | None:
     """Seconds that are left of a run; None where nothing is known."""
     if run.measured:
         return 0.0
-    done = [other for other in runs if other.measured]
+    done = _measured(runs)
     measuring = _mean(run, {r: r.measurements()["measure_seconds"] for r in done})
     if measuring is None:
-        return None
+        return None if elsewhere is None else elsewhere * (1 - share_done(run))
     if run.trained or not run.trains:
         return measuring
     times = {r: seconds_per_iteration(read_metrics(r.folder / "metrics.json")) for r in runs}
@@ -134,6 +136,10 @@ def _estimate(run: Run, runs: Sequence[Run]) -> float | None:
     if training is None:
         return None
     return measuring + training * max(0, run.iterations - run.iterations_done())
+
+
+def _measured(runs: Sequence[Run]) -> list[Run]:
+    return [run for run in runs if run.measured]
 
 
 def _mean(run: Run, known: dict[Run, float]) -> float | None:

@@ -42,6 +42,8 @@ MISTAKES = {
     "base not there": (tree(base="gone.yaml"), ["base is 'gone.yaml'"]),
     "seeds": (tree(seeds=0), ["seeds is 0"]),
     "seeds of another kind": (tree(seeds=True), ["seeds is True"]),
+    "no time": (tree(seconds_per_run=0), ["seconds_per_run is 0", "above 0"]),
+    "time of another kind": (tree(seconds_per_run="1 h"), ["seconds_per_run is '1 h'"]),
     "measure": (tree(measure=["swap"]), ["measure[0] is 'swap'", "companion_swap"]),
     "nothing to measure": (tree(measure=[]), ["measure is empty"]),
     "arm without name": (arms({"options": {}}), ["arms[1]: name is missing"]),
@@ -103,6 +105,14 @@ def test_a_mistake_ends_before_anything_is_written(mistake, tmp_path, capsys):
     for word in words:
         assert word in printed
     assert not output.exists()
+
+
+@pytest.mark.parametrize(("seconds", "left"), [(90, "02:15 (seconds_per_run"), (None, "unknown")])
+def test_the_first_estimate_is_the_files(tmp_path, capsys, seconds, left):
+    path = write(tmp_path, tree(seconds_per_run=seconds))
+    flags = ["--output", str(tmp_path / "out"), "--seeds", "3", "--jobs", "2", "--dry-run"]
+    assert main(["--study", path, *flags]) == 0
+    assert f"3 runs, 2 at once; time left: {left}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
