@@ -121,8 +121,11 @@ def check(cfg: CfgNode, args: argparse.Namespace, world_size: int) -> None:
     """Everything that can be known to fail before the workers start.
 
     Raises:
-        ValueError: a setting or a dataset.
+        ValueError: an option, a setting or a dataset.
     """
+    if args.eval_stats is not None and not args.eval_only:
+        kinds = " ".join(args.eval_stats)
+        raise ValueError(f"--eval-stats {kinds} needs --eval-only; without it, a run trains")
     check_eval_stats(args.eval_stats)
     precise = cfg.TEST.PRECISE_BN.ENABLED or "precise" in (args.eval_stats or ())
     trains = not args.eval_only or precise

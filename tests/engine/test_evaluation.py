@@ -24,6 +24,13 @@ def test_unknown_eval_stats(kinds, capsys):
     assert "must be of population, minibatch, precise" in capsys.readouterr().err
 
 
+def test_eval_stats_do_not_train(capsys, monkeypatch):
+    monkeypatch.setattr("bn_detect.engine.train.launch", None)  # nothing may start
+    config = "configs/neon/faster_rcnn_lean_FPN_worker.yaml"
+    assert main(["--config-file", config, "--eval-stats", "precise", "DATASETS.TEST", "()"]) == 2
+    assert "--eval-stats precise needs --eval-only" in capsys.readouterr().err
+
+
 @pytest.fixture(scope="module")
 def trained(train_net, tmp_path_factory):
     """A run that logs statistics; 6 images, so 2 of them are a third."""
