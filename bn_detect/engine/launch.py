@@ -47,9 +47,16 @@ def launched_by_torchrun() -> bool:
 
 
 def expected_world_size(num_gpus: int, num_machines: int) -> int:
-    """Workers over all machines, known before they start."""
+    """Workers over all machines, known before they start.
+
+    Raises:
+        ValueError: a number below 1, except under torchrun, which has its own.
+    """
     if launched_by_torchrun():
         return int(os.environ["WORLD_SIZE"])
+    for option, number in (("--num-gpus", num_gpus), ("--num-machines", num_machines)):
+        if number < 1:
+            raise ValueError(f"{option} is {number}; it must be at least 1")
     return num_gpus * num_machines
 
 

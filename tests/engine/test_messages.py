@@ -2,6 +2,8 @@
 
 import pytest
 
+from bn_detect.domain_shift import main as domain_shift
+from bn_detect.engine import rewrite
 from bn_detect.engine.train import main
 
 CONFIG = "configs/neon/faster_rcnn_lean_FPN_shuffled.yaml"
@@ -35,6 +37,18 @@ def test_settings(options, message, capsys, monkeypatch):
     assert code == 2
     assert message in printed
     assert printed.startswith("error: ") and printed.count("\n") == 1
+
+
+@pytest.mark.parametrize("number", [0, -1])
+@pytest.mark.parametrize("command", [main, rewrite.main, domain_shift.main])
+def test_too_few_workers(command, number, capsys, tmp_path):
+    arguments = ["--config-file", CONFIG, "--num-gpus", str(number)]
+    if command is not main:
+        (tmp_path / "in.pth").write_bytes(b"not read")
+        out = tmp_path / ("out" if command is domain_shift.main else "out.pth")
+        arguments += ["--weights", str(tmp_path / "in.pth"), "--output", str(out)]
+    assert command(arguments) == 2
+    assert f"--num-gpus is {number}; it must be at least 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
