@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import io
-import re
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
@@ -24,7 +23,7 @@ from ..engine.interrupt import Interrupted
 from ..engine.launch import WorkerDied, expected_world_size, launch, share_cores
 from ..engine.population import select_bn_layers
 from ..engine.rewrite import load_all, read_state
-from ..engine.train import read_config
+from ..engine.train import is_config_key, read_config
 from ..engine.trainer import BNTrainer
 from ..engine.validation import validate_config
 from .cells import CHECKPOINT, CLEAN, Cell, Results, fingerprint, plan
@@ -33,7 +32,6 @@ from .summary import tables
 
 TIMEOUT = timedelta(minutes=30)
 DEFAULT_IMAGES = (10, 100, 1000)
-CONFIG_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*")
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -78,15 +76,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """`sys.argv`, or `arguments`; KEY VALUE pairs begin at the first word that looks like a key."""
     words = sys.argv[1:] if arguments is None else arguments
     pairs = zip(["", *words], words, strict=False)  # of a word and the next
-    keys = (i for i, (before, word) in enumerate(pairs) if _is_key(before, word))
+    keys = (i for i, (before, word) in enumerate(pairs) if is_config_key(before, word))
     begin = next(keys, len(words))
     args = argument_parser().parse_args(words[:begin])
     args.opts = words[begin:]
     return args
-
-
-def _is_key(before: str, word: str) -> bool:
-    return CONFIG_KEY.fullmatch(word) is not None and not before.startswith("--")
 
 
 def check(cfg: CfgNode, args: argparse.Namespace, world_size: int) -> None:

@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import logging
+import re
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -35,6 +36,8 @@ from .validate_classifier import check_classes
 from .validate_values import check_num_classes, check_values
 from .validation import validate_config
 
+CONFIG_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*")
+
 
 def argument_parser() -> argparse.ArgumentParser:
     """Detectron2's command line and `--dist-timeout`."""
@@ -49,7 +52,7 @@ def argument_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--eval-stats",
-        type=lambda kinds: kinds.split(","),
+        type=lambda kinds: kinds.replace(",", " ").split() or ["nothing"],
         metavar="KIND ...",
         help="with --eval-only: evaluate under each of these statistics and print one table; "
         f"of {', '.join(EVAL_STATS)}",
@@ -61,14 +64,20 @@ def argument_parser() -> argparse.ArgumentParser:
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """`sys.argv`, or `arguments`, by `argument_parser`."""
     words = sys.argv[1:] if arguments is None else arguments
-    if (
-        "--eval-stats" in words
-    ):  # joined, for argparse would take the KEY VALUE pairs for more of it
+    if "--eval-stats" in words:
+        # Joined, for argparse would take the KEY VALUE pairs for more of it.
         begin = end = words.index("--eval-stats") + 1
-        while end < len(words) and words[end].isalpha() and words[end].islower():
+        while end < len(words) and not (
+            words[end].startswith("-") or is_config_key(words[end - 1], words[end])
+        ):
             end += 1
-        words = [*words[:begin], ",".join(words[begin:end]) or "nothing", *words[end:]]
+        words = [*words[:begin], " ".join(words[begin:end]), *words[end:]]
     return argument_parser().parse_args(words)
+
+
+def is_config_key(before: str, word: str) -> bool:
+    """Whether a word of a command line, after `before`, begins the KEY VALUE pairs."""
+    return CONFIG_KEY.fullmatch(word) is not None and not before.startswith("--")
 
 
 def read_config(args: argparse.Namespace) -> CfgNode:

@@ -8,13 +8,16 @@ import torch
 from bn_detect.engine.train import main, parse_arguments
 
 
-def test_eval_stats_do_not_take_the_options():
-    args = parse_arguments(["--eval-only", "--eval-stats", "population", "precise", "SEED", "3"])
-    assert args.eval_stats == ["population", "precise"]
-    assert args.opts == ["SEED", "3"]
+@pytest.mark.parametrize("kinds", ["population precise", "population,precise"])
+@pytest.mark.parametrize("options", ["SEED 3", "MODEL.WEIGHTS w.pth"])
+def test_eval_stats_do_not_take_the_options(kinds, options):
+    for words in (f"--eval-only --eval-stats {kinds}", f"--eval-stats {kinds} --eval-only"):
+        args = parse_arguments([*words.split(), *options.split()])
+        assert args.eval_only and args.eval_stats == ["population", "precise"]
+        assert args.opts == options.split()
 
 
-@pytest.mark.parametrize("kinds", [["mean"], []])
+@pytest.mark.parametrize("kinds", [["mean"], ["Population"], ["precise", "mini-batch"], []])
 def test_unknown_eval_stats(kinds, capsys):
     config = "configs/neon/faster_rcnn_lean_FPN_worker.yaml"
     code = main(
