@@ -33,7 +33,7 @@ from .safe_config import SafeConfig
 from .trainer import BNTrainer
 from .trial import check_builds
 from .validate_classifier import check_classes
-from .validate_values import check_num_classes, check_values
+from .validate_values import check_num_classes, check_values, value_of
 from .validation import validate_config
 
 CONFIG_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*")
@@ -90,24 +90,54 @@ def read_config(args: argparse.Namespace) -> CfgNode:
     cfg = get_cfg()
     add_bn_detect_config(cfg)
     cfg = SafeConfig(cfg)  # with all its nodes, which must be of the type of those read
-    try:
-        if args.config_file:
-            cfg.merge_from_file(args.config_file, allow_unsafe=False)
-        cfg.merge_from_list(args.opts)
-    except (OSError, yaml.YAMLError) as error:
-        raise ValueError(f"--config-file {args.config_file}: {error}".replace("\n", " ")) from error
-    except (KeyError, AssertionError) as error:
-        raise ValueError(f"{error.args[0]}{_nearest_key(cfg, str(error.args[0]))}") from error
-    except ValueError as error:  # which may hold a whole section of the config
-        words = " ".join(str(error).split())
-        short = words if len(words) < 400 else f"{words[:150]} ... {words[-150:]}"
-        raise ValueError(f"--config-file {args.config_file}: {short}") from error
-    except (AttributeError, RecursionError, TypeError) as error:
-        message = f"--config-file {args.config_file} is no mapping of keys to values: {error}"
-        raise ValueError(message) from error
+    if args.config_file:
+        _merge_file(cfg, args.config_file)
+    _merge_pairs(cfg, args.opts)
     check_values(cfg)
     cfg.freeze()
     return cfg
+
+
+def _merge_file(cfg: CfgNode, file: str) -> None:
+    try:
+        cfg.merge_from_file(file, allow_unsafe=False)
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"--config-file {file}: {error}".replace("\n", " ")) from error
+    except (KeyError, AssertionError) as error:
+        raise ValueError(f"{error.args[0]}{_nearest_key(cfg, str(error.args[0]))}") from error
+    except ValueError as error:
+        raise ValueError(f"--config-file {file}: {_shortened(error)}") from error
+    except (AttributeError, RecursionError, TypeError) as error:
+        message = f"--config-file {file} is no mapping of keys to values: {error}"
+        raise ValueError(message) from error
+
+
+def _merge_pairs(cfg: CfgNode, words: list) -> None:
+    if len(words) % 2:
+        raise ValueError(f"KEY VALUE pairs: {words[-1]!r} is left over; there must be pairs")
+    for key, value in zip(words[::2], words[1::2], strict=True):
+        try:
+            cfg.merge_from_list([key, value])
+        except (KeyError, AssertionError) as error:
+            raise ValueError(f"{error.args[0]}{_nearest_key(cfg, str(error.args[0]))}") from error
+        except (AttributeError, RecursionError, TypeError, ValueError) as error:
+            if isinstance(value_of(cfg, key), list | tuple):
+                said = f'; it must be a list, as "{_as_list(str(value))}"'
+            else:
+                said = f": {_shortened(error)}"
+            raise ValueError(f"{key} is {value!r:.100}{said}") from error
+
+
+def _as_list(value: str) -> str:
+    """How words are written as a list, some of whose signs a shell may have taken."""
+    words = re.findall(r"[^\s,'\"()\[\]]+", value)
+    return f"[{', '.join(word if word.isdecimal() else repr(word) for word in words)}]"
+
+
+def _shortened(error: Exception) -> str:
+    """The message in one line; it may hold a whole section of the config."""
+    words = " ".join(str(error).split())
+    return words if len(words) < 400 else f"{words[:150]} ... {words[-150:]}"
 
 
 def _nearest_key(cfg: CfgNode, message: str) -> str:

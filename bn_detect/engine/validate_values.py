@@ -61,7 +61,7 @@ def check_values(cfg: CfgNode) -> None:
     default = get_cfg()
     add_bn_detect_config(default)
     for key, value in _flat(cfg):
-        usual = _get(default, key)
+        usual = value_of(default, key)
         if value is None and usual is not None:
             raise ValueError(f"{key} is empty; its default is {usual!r}")
         _check_kinds(key, value, usual)
@@ -114,7 +114,8 @@ def _flat(cfg: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield prefix + key, value
 
 
-def _get(cfg: CfgNode, key: str) -> Any:
+def value_of(cfg: CfgNode, key: str) -> Any:
+    """The value of a dotted key; None where there is none."""
     for part in key.split("."):
         cfg = cfg.get(part) if isinstance(cfg, CfgNode) else None
     return cfg
@@ -132,9 +133,10 @@ def check_num_classes(cfg: CfgNode, summaries: Mapping[str, DatasetSummary]) -> 
         "RetinaNet": "MODEL.RETINANET.NUM_CLASSES",
         "BNRetinaNet": "MODEL.RETINANET.NUM_CLASSES",
     }.get(model.META_ARCHITECTURE)
+    classes = value_of(cfg, key) if key else None
     for name in cfg.DATASETS.TRAIN if key else ():
         summary = summaries.get(name)
-        if summary is not None and summary.categories > _get(cfg, key):
+        if summary is not None and summary.categories > classes:
             raise ValueError(
-                f"{key} is {_get(cfg, key)}, but dataset {name!r} has {summary.categories} classes"
+                f"{key} is {classes}, but dataset {name!r} has {summary.categories} classes"
             )

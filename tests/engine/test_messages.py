@@ -24,7 +24,15 @@ CONFIG = "configs/neon/faster_rcnn_lean_FPN_shuffled.yaml"
         (["MODEL.ROI_BN.BATHC", "global"], "did you mean MODEL.ROI_BN.BATCH?"),
         (["MODEL.ROI_BOX_HEAD.NORM", "GN"], "no RoI head has BatchNorm"),
         (["SOLVER.IMS_PER_BATCH", "3"], "IMS_PER_BATCH is 3; it must be a positive multiple of"),
-        (["SOLVER.IMS_PER_BATCH", "many"], "IMS_PER_BATCH"),
+        (["SOLVER.IMS_PER_BATCH", "many"], "error: SOLVER.IMS_PER_BATCH is 'many': Type mismatch"),
+        (["SEED.X", "3"], "error: SEED.X is '3'"),
+        (["SEED", "3", "OUTPUT_DIR"], "error: KEY VALUE pairs: 'OUTPUT_DIR' is left over"),
+        (["MODEL.ROI_BN.FREEZE_MODULES", "[roi_heads]"], "it must be a list, as \"['roi_heads']\""),
+        (
+            ["DATASETS.TEST", "a,b"],
+            "error: DATASETS.TEST is 'a,b'; it must be a list, as \"['a', 'b']",
+        ),
+        (["INPUT.MIN_SIZE_TRAIN", "800"], 'it must be a list, as "[800]"'),
         (["DATASETS.TRAIN", "('neon_tree_train',)"], "neon_trees_train"),
         (["MODEL.ROI_HEADS.NAME", "BNStandard"], "registered are"),
         (["SOLVER.OPTIMIZER", "Adam"], "OPTIMIZER is 'Adam'; it must be one of SGD, ADAMW"),
@@ -58,6 +66,7 @@ def test_too_few_workers(command, number, capsys, tmp_path):
         ("MODEL: [", "mine.yaml"),
         ("MODEL:\n  ROI_BN:\n    BATHC: global\n", "did you mean MODEL.ROI_BN.BATCH?"),
         ("_BASE_: nowhere.yaml\n", "nowhere.yaml"),
+        ("SOLVER:\n  BASE_LR: abc\n", "mine.yaml: Type mismatch"),
     ],
 )
 def test_config_files(text, message, tmp_path, capsys):
