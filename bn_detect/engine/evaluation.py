@@ -10,6 +10,7 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from tabulate import tabulate
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..data import CLASSIFICATION
 from ..layers import RoIBatchNorm2d
@@ -34,9 +35,9 @@ def evaluate_under(cfg: CfgNode, model: nn.Module, statistics: Sequence[str]) ->
         Results by kind; on ranks other than 0 without metrics. The model is as before.
 
     Raises:
-        ValueError: a kind that is none of these.
+        ValueError: see `check_eval_stats`.
     """
-    check_eval_stats(statistics)
+    check_eval_stats(statistics, model)
     every = {}
     for kind in statistics:
         with contextlib.ExitStack() as stack:
@@ -48,11 +49,27 @@ def evaluate_under(cfg: CfgNode, model: nn.Module, statistics: Sequence[str]) ->
     return every
 
 
-def check_eval_stats(statistics: Sequence[str] | None) -> None:
-    """Raise ValueError for a kind that is not of EVAL_STATS; None is fine."""
+def check_eval_stats(statistics: Sequence[str] | None, model: nn.Module) -> None:
+    """Raise ValueError for a kind that is not of EVAL_STATS, or that means nothing for the model.
+
+    Under such a kind the model would be evaluated as under "population"; None is fine.
+    """
     for kind in statistics or ():
         if kind not in EVAL_STATS:
             raise ValueError(f"--eval-stats is {kind!r}; it must be of {', '.join(EVAL_STATS)}")
+        if kind not in kinds_of(model):
+            raise ValueError(
+                f"--eval-stats is {kind!r}, but no BatchNorm layer of this model takes part in it; "
+                f"it must be of {', '.join(kinds_of(model))}"
+            )
+
+
+def kinds_of(model: nn.Module) -> tuple[str, ...]:
+    """The kinds of test statistics that mean something for a model; without BN there is one."""
+    layers = [m for m in model.modules() if isinstance(m, _BatchNorm)]
+    switches = any(isinstance(layer, RoIBatchNorm2d) for layer in layers)
+    means = {"population": True, "minibatch": switches, "precise": bool(layers)}
+    return tuple(kind for kind in EVAL_STATS if means[kind])
 
 
 def _under(cfg: CfgNode, test_stats: str) -> CfgNode:

@@ -165,11 +165,10 @@ def check(cfg: CfgNode, args: argparse.Namespace, world_size: int) -> None:
     if args.eval_stats is not None and not args.eval_only:
         kinds = " ".join(args.eval_stats)
         raise ValueError(f"--eval-stats {kinds} needs --eval-only; without it, a run trains")
-    check_eval_stats(args.eval_stats)
     precise = cfg.TEST.PRECISE_BN.ENABLED or "precise" in (args.eval_stats or ())
     trains = not args.eval_only or precise
     validate_config(BNTrainer.auto_scale_workers(cfg, world_size), world_size, trains=trains)
-    check_builds(cfg)
+    check_eval_stats(args.eval_stats, check_builds(cfg))
     names = [*(cfg.DATASETS.TRAIN if trains else ()), *cfg.DATASETS.TEST]
     register_derived(names)
     check_num_classes(cfg, check_datasets(names))

@@ -5,12 +5,13 @@ import logging
 from collections.abc import Iterator
 
 from detectron2.config import CfgNode
+from torch import nn
 
 from .trainer import BNTrainer
 
 
-def check_builds(cfg: CfgNode) -> None:
-    """Build on the CPU what a run needs beside data, and throw it away.
+def check_builds(cfg: CfgNode) -> nn.Module:
+    """Build on the CPU what a run needs beside data; returns the model, for other checks.
 
     Raises:
         ValueError: a part that cannot be built; names it, and says what its maker says.
@@ -28,6 +29,7 @@ def check_builds(cfg: CfgNode) -> None:
         for is_train in (True, False):
             with _refused("mapper of images"):
                 BNTrainer.build_mapper(cfg, is_train)
+    return model
 
 
 @contextlib.contextmanager

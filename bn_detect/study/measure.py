@@ -17,16 +17,14 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..data import register_derived
 from ..engine.checkpointer import AtomicCheckpointer
-from ..engine.evaluation import EVAL_STATS, evaluate_under, precise_bn
+from ..engine.evaluation import evaluate_under, kinds_of, precise_bn
 from ..engine.launch import launch, share_cores
 from ..engine.train import read_config
 from ..engine.trainer import BNTrainer
 from ..files import write_json
-from ..layers import RoIBatchNorm2d
 from .metrics import read_metrics, seconds_per_iteration, training_curves, training_summary
 from .runs import read_json
 from .scalars import write_scalars
@@ -135,14 +133,6 @@ def load_model(cfg: CfgNode, run: dict[str, Any], folder: Path) -> nn.Module:
     if cfg.TEST.PRECISE_BN.ENABLED and not run["trains"]:
         precise_bn(cfg, model)
     return model.eval()
-
-
-def kinds_of(model: nn.Module) -> tuple[str, ...]:
-    """The kinds of test statistics that mean something for a model; without BN there is one."""
-    layers = [m for m in model.modules() if isinstance(m, _BatchNorm)]
-    switches = any(isinstance(layer, RoIBatchNorm2d) for layer in layers)
-    means = {"population": True, "minibatch": switches, "precise": bool(layers)}
-    return tuple(kind for kind in EVAL_STATS if means[kind])
 
 
 def _run_probes(folder: Path, measurements: Measurements) -> None:

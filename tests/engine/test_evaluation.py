@@ -1,6 +1,7 @@
 """One checkpoint under several statistics, parts of datasets, and statistics over training."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -25,6 +26,22 @@ def test_unknown_eval_stats(kinds, capsys):
     )
     assert code == 2
     assert "must be of population, minibatch, precise" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("kinds", "norm", "message"),
+    [
+        ("population minibatch", "GN", "is 'minibatch', .* it must be of population\n"),
+        ("precise", "GN", "is 'precise', .* it must be of population\n"),
+        ("minibatch", "SyncBN", "is 'minibatch', .* it must be of population, precise\n"),
+    ],
+)
+def test_eval_stats_that_mean_nothing_for_the_model(kinds, norm, message, capsys, monkeypatch):
+    monkeypatch.setattr("bn_detect.engine.train.launch", None)  # nothing may start
+    words = f"--config-file configs/neon/Base-RCNN-lean-FPN.yaml --eval-only --eval-stats {kinds}"
+    options = f"MODEL.ROI_BOX_HEAD.NORM {norm} DATASETS.TRAIN () DATASETS.TEST ()"
+    assert main(f"{words} {options}".split()) == 2
+    assert re.search(message, capsys.readouterr().err)
 
 
 def test_eval_stats_do_not_train(capsys, monkeypatch):
