@@ -50,11 +50,7 @@ class LogStatistics(HookBase):
         self._build_loader, self._num_iters = build_loader, num_iters
         self._period, self._channel = period, channel
         self._folder = Path(output_dir)
-        self._layers = {
-            name: m for name, m in self._model.named_modules() if isinstance(m, RoIBatchNorm2d)
-        }
-        if not self._layers:
-            raise ValueError("MODEL.ROI_BN.LOG_STATS is set, but no RoI head has BatchNorm")
+        self._layers = roi_bn_layers(self._model)
         self._records: dict[str, list[list]] = {name: [] for name in self._layers}
         self._seen: dict[str, float] = {}
         self._handles: list = []
@@ -121,6 +117,14 @@ class LogStatistics(HookBase):
 
     def _mean(self, layer: RoIBatchNorm2d) -> float:
         return layer.running_mean[self._channel].item()
+
+
+def roi_bn_layers(model: nn.Module) -> dict[str, RoIBatchNorm2d]:
+    """Those whose statistics are recorded, by name; raises ValueError where there is none."""
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, RoIBatchNorm2d)}
+    if not layers:
+        raise ValueError("MODEL.ROI_BN.LOG_STATS is set, but no RoI head has BatchNorm")
+    return layers
 
 
 def draw_statistics(records: dict[str, list[list]], path: Path) -> None:

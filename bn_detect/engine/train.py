@@ -31,7 +31,7 @@ from .interrupt import Interrupted
 from .launch import FILE_ERRORS, WorkerDied, expected_world_size, launch, share_cores
 from .safe_config import SafeConfig
 from .trainer import BNTrainer
-from .trial import check_builds
+from .trial import check_bn_layers, check_builds
 from .validate_classifier import check_classes
 from .validate_values import check_num_classes, check_values, value_of
 from .validation import validate_config
@@ -168,7 +168,9 @@ def check(cfg: CfgNode, args: argparse.Namespace, world_size: int) -> None:
     precise = cfg.TEST.PRECISE_BN.ENABLED or "precise" in (args.eval_stats or ())
     trains = not args.eval_only or precise
     validate_config(BNTrainer.auto_scale_workers(cfg, world_size), world_size, trains=trains)
-    check_eval_stats(args.eval_stats, check_builds(cfg))
+    model = check_builds(cfg)
+    check_eval_stats(args.eval_stats, model)
+    check_bn_layers(cfg, model, trains=not args.eval_only, precise=precise)
     names = [*(cfg.DATASETS.TRAIN if trains else ()), *cfg.DATASETS.TEST]
     register_derived(names)
     check_num_classes(cfg, check_datasets(names))

@@ -114,7 +114,7 @@ class BNTrainer(DefaultTrainer):
         settings = self.cfg.TEST.PRECISE_BN
         if not settings.ENABLED:
             return None
-        with _errors_name("TEST.PRECISE_BN.MODULES"):
+        with naming("TEST.PRECISE_BN.MODULES"):
             return PreciseBN(
                 self.model,
                 lambda: self.build_population_loader(self.cfg, self.seed),
@@ -129,7 +129,7 @@ class BNTrainer(DefaultTrainer):
         if roi_bn.FREEZE_ITER < 0:
             return None
         modules = roi_bn.FREEZE_MODULES or None
-        with _errors_name("MODEL.ROI_BN.FREEZE_MODULES"):
+        with naming("MODEL.ROI_BN.FREEZE_MODULES"):
             return FreezeBN(self.model, roi_bn.FREEZE_ITER, modules=modules, precise_bn=precise_bn)
 
     def resume_or_load(self, resume: bool = True) -> None:
@@ -227,7 +227,8 @@ class BNTrainer(DefaultTrainer):
 
 
 @contextlib.contextmanager
-def _errors_name(key: str) -> Iterator[None]:
+def naming(key: str) -> Iterator[None]:
+    """Let a ValueError begin with the config key that it is about."""
     try:
         yield
     except ValueError as error:

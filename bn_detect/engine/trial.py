@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from detectron2.config import CfgNode
 from torch import nn
 
-from .trainer import BNTrainer
+from .log_statistics import roi_bn_layers
+from .population import select_bn_layers
+from .trainer import BNTrainer, naming
 
 
 def check_builds(cfg: CfgNode) -> nn.Module:
@@ -30,6 +32,25 @@ def check_builds(cfg: CfgNode) -> nn.Module:
             with _refused("mapper of images"):
                 BNTrainer.build_mapper(cfg, is_train)
     return model
+
+
+def check_bn_layers(cfg: CfgNode, model: nn.Module, *, trains: bool, precise: bool) -> None:
+    """Raise ValueError, naming the key, where BN layers are asked for that are not there.
+
+    Args:
+        model: of the config.
+        trains: whether FREEZE_ITER and LOG_STATS, if they are set, will have their effect.
+        precise: whether there will be a PreciseBN pass.
+    """
+    roi_bn = cfg.MODEL.ROI_BN
+    if trains and roi_bn.FREEZE_ITER >= 0:
+        with naming("MODEL.ROI_BN.FREEZE_MODULES"):
+            select_bn_layers(model, roi_bn.FREEZE_MODULES or None)
+    if trains and roi_bn.LOG_STATS > 0:
+        roi_bn_layers(model)
+    if precise:
+        with naming("TEST.PRECISE_BN.MODULES"):
+            select_bn_layers(model, cfg.TEST.PRECISE_BN.MODULES or None)
 
 
 @contextlib.contextmanager

@@ -4,9 +4,10 @@ import argparse
 
 from detectron2.config import CfgNode
 
+from ..engine.evaluation import kinds_of
 from ..engine.train import read_config
 from ..engine.trainer import BNTrainer
-from ..engine.trial import check_builds
+from ..engine.trial import check_bn_layers, check_builds
 from ..engine.validation import validate_config
 from .plan import Arm, Study
 
@@ -36,7 +37,11 @@ def arm_config(study: Study, arm: Arm, *, workers: int, here: bool) -> CfgNode:
         if not here:
             checked.MODEL.DEVICE = "cpu"
         validate_config(BNTrainer.auto_scale_workers(checked, workers), workers)
-        check_builds(checked)
+        model = check_builds(checked)
+        evaluated = "evaluation" in study.measure and "precise" in kinds_of(model)
+        trains = study.train and arm.inference_of is None
+        precise = checked.TEST.PRECISE_BN.ENABLED or evaluated
+        check_bn_layers(checked, model, trains=trains, precise=precise)
     except ValueError as error:
         raise ValueError(f"{study.file}: arm {arm.name!r}: {error}") from error
     return cfg

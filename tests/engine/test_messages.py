@@ -47,6 +47,36 @@ def test_settings(options, message, capsys, monkeypatch):
     assert printed.startswith("error: ") and printed.count("\n") == 1
 
 
+NO_HEAD = "modules: 'roi_head' matches no BatchNorm layer; some are in roi_heads.box_head"
+FREEZE = "MODEL.ROI_BN.FREEZE_ITER 5 MODEL.ROI_BN.FREEZE_MODULES ['roi_head']"
+MODULES = "TEST.PRECISE_BN.MODULES ['roi_head']"
+GN = "MODEL.ROI_BN.BATCH worker MODEL.ROI_BOX_HEAD.NORM GN"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (FREEZE, f"MODEL.ROI_BN.FREEZE_MODULES: {NO_HEAD}"),
+        (f"{MODULES} TEST.PRECISE_BN.ENABLED True", f"TEST.PRECISE_BN.MODULES: {NO_HEAD}"),
+        (f"--eval-only --eval-stats precise {MODULES}", f"TEST.PRECISE_BN.MODULES: {NO_HEAD}"),
+        (f"{GN} MODEL.ROI_BN.FREEZE_ITER 5", "the model has no BatchNorm layer"),
+        (f"{GN} MODEL.ROI_BN.LOG_STATS 5", "LOG_STATS is set, but no RoI head has BatchNorm"),
+    ],
+)
+def test_layers_that_are_not_there(words, message, capsys, monkeypatch):
+    monkeypatch.setattr("bn_detect.engine.train.launch", None)  # nothing may start
+    assert main(["--config-file", CONFIG, *words.split()]) == 2
+    printed = capsys.readouterr().err
+    assert message in printed and printed.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [f"--eval-only {FREEZE}", MODULES])
+def test_modules_of_what_is_off_are_not_looked_for(words, monkeypatch):
+    monkeypatch.setattr("bn_detect.engine.train.launch", lambda *_, **__: None)
+    datasets = "DATASETS.TRAIN () DATASETS.TEST ()"
+    assert main(["--config-file", CONFIG, *words.split(), *datasets.split()]) == 0
+
+
 @pytest.mark.parametrize("number", [0, -1])
 @pytest.mark.parametrize("command", [main, rewrite.main, domain_shift.main])
 def test_too_few_workers(command, number, capsys, tmp_path):

@@ -89,6 +89,17 @@ MISTAKES = {
         tree(datasets={"leaky_shapes": {"correlation": 7}}),
         ["datasets: leaky_shapes: correlation", "7"],
     ),
+    "modules to freeze": (
+        tree(
+            options={"MODEL.ROI_BN.FREEZE_ITER": 5, "MODEL.ROI_BN.FREEZE_MODULES": ["roi_head"]},
+            measure=["companion_swap"],
+        ),
+        ["arm 'worker'", "MODEL.ROI_BN.FREEZE_MODULES", "'roi_head' matches no BatchNorm layer"],
+    ),
+    "modules of PreciseBN": (
+        tree(options={"TEST.PRECISE_BN.MODULES": ["roi_head"]}),
+        ["arm 'worker'", "TEST.PRECISE_BN.MODULES", "'roi_head' matches no BatchNorm layer"],
+    ),
     "imports that do nothing": (tree(imports=["json"]), ["imports is ['json']"]),
     "import": (tree(imports=["no_such"], train=False), ["imports: no_such"]),
 }
