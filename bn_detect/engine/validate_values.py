@@ -46,7 +46,10 @@ _RANGES: dict[str, tuple[float, float]] = {
     "MODEL.ROI_BOX_HEAD.NUM_CONV": (0, 1000),
     "MODEL.ROI_BOX_HEAD.NUM_FC": (0, 1000),
     "TEST.DETECTIONS_PER_IMAGE": (-1, 10**9),
+    "MODEL.ROI_BN.FREEZE_ITER": (-1, 10**12),
+    "MODEL.ROI_BN.LOG_STATS": (0, 10**12),
     "TEST.EVAL_PERIOD": (0, 10**12),
+    "TEST.PRECISE_BN.PERIOD": (0, 10**12),
     "SEED": (-1, 2**31),
 }
 _ABOVE_0 = ("MODEL.PIXEL_STD",)

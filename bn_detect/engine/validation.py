@@ -121,7 +121,7 @@ def _check_population(cfg: CfgNode) -> None:
         raise ValueError(
             f"TEST.PRECISE_BN.ROI_SOURCE is {source!r}; it must be one of {', '.join(ROI_SOURCES)}"
         )
-    if cfg.TEST.PRECISE_BN.ENABLED and num_iter < 1:
+    if num_iter < 1:  # LOG_STATS, --eval-stats and studies need it too
         raise ValueError(f"TEST.PRECISE_BN.NUM_ITER is {num_iter}; it must be at least 1")
     if cfg.MODEL.ROI_BN.FREEZE_ITER >= 0 and cfg.MODEL.ROI_BN.TEST_STATS == "minibatch":
         raise ValueError(

@@ -35,6 +35,13 @@ CONFIG = "configs/neon/faster_rcnn_lean_FPN_shuffled.yaml"
         (["INPUT.MIN_SIZE_TRAIN", "800"], 'it must be a list, as "[800]"'),
         (["DATASETS.TRAIN", "('neon_tree_train',)"], "neon_trees_train"),
         (["MODEL.ROI_HEADS.NAME", "BNStandard"], "registered are"),
+        (["MODEL.ROI_BN.FREEZE_ITER", "-7"], "FREEZE_ITER is -7; it must be in [-1, "),
+        (["MODEL.ROI_BN.LOG_STATS", "-5"], "LOG_STATS is -5; it must be in [0, "),
+        (["TEST.PRECISE_BN.PERIOD", "-7"], "PERIOD is -7; it must be in [0, "),
+        (
+            ["MODEL.ROI_BN.LOG_STATS", "10", "TEST.PRECISE_BN.NUM_ITER", "0"],
+            "TEST.PRECISE_BN.NUM_ITER is 0; it must be at least 1",
+        ),
         (["SOLVER.OPTIMIZER", "Adam"], "OPTIMIZER is 'Adam'; it must be one of SGD, ADAMW"),
     ],
 )
