@@ -34,7 +34,7 @@ from .trainer import BNTrainer
 from .trial import check_bn_layers, check_builds
 from .validate_classifier import check_classes
 from .validate_values import check_num_classes, check_values, value_of
-from .validation import validate_config
+from .validation import check_weights, validate_config
 
 CONFIG_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*")
 
@@ -168,6 +168,7 @@ def check(cfg: CfgNode, args: argparse.Namespace, world_size: int) -> None:
     precise = cfg.TEST.PRECISE_BN.ENABLED or "precise" in (args.eval_stats or ())
     trains = not args.eval_only or precise
     validate_config(BNTrainer.auto_scale_workers(cfg, world_size), world_size, trains=trains)
+    check_weights(cfg, resume=args.resume)
     model = check_builds(cfg)
     check_eval_stats(args.eval_stats, model)
     check_bn_layers(cfg, model, trains=not args.eval_only, precise=precise)

@@ -1,6 +1,8 @@
 """Find what cannot work in a config before anything is built."""
 
+import os
 from collections.abc import Callable
+from urllib.parse import urlparse
 
 import torch
 from detectron2.config import CfgNode, get_cfg
@@ -11,6 +13,7 @@ from detectron2.modeling.roi_heads import (
     Res5ROIHeads,
     StandardROIHeads,
 )
+from detectron2.utils.file_io import PathManager
 from detectron2.utils.registry import Registry
 
 from ..config import add_bn_detect_config, normalization_batch
@@ -129,6 +132,20 @@ def _check_population(cfg: CfgNode) -> None:
             "'minibatch': a head trained with frozen statistics is evaluated with them; use "
             "TEST_STATS 'population', or FREEZE_ITER -1"
         )
+
+
+def check_weights(cfg: CfgNode, *, resume: bool) -> None:
+    """Raise ValueError where MODEL.WEIGHTS is a local file that is not there; URLs are not tried.
+
+    Args:
+        resume: go on from the checkpoint in OUTPUT_DIR; where there is one, no other is read.
+    """
+    if resume and PathManager.exists(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")):
+        return
+    url = urlparse(cfg.MODEL.WEIGHTS)
+    path = url._replace(query="").geturl()  # "?matching_heuristics=True" is for Detectron2
+    if path and not url.scheme and not PathManager.isfile(path):
+        raise ValueError(f"MODEL.WEIGHTS is {cfg.MODEL.WEIGHTS!r}, but there is no such file")
 
 
 def _changed_roi_bn_keys(cfg: CfgNode) -> list[str]:

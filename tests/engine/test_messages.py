@@ -84,6 +84,28 @@ def test_modules_of_what_is_off_are_not_looked_for(words, monkeypatch):
     assert main(["--config-file", CONFIG, *words.split(), *datasets.split()]) == 0
 
 
+def test_weights(tmp_path, capsys, monkeypatch):
+    started = []
+    monkeypatch.setattr("bn_detect.engine.train.launch", lambda *_, **__: started.append(True))
+
+    def code(weights: object, *flags: str) -> int:
+        options = ["DATASETS.TRAIN", "()", "DATASETS.TEST", "()", "OUTPUT_DIR", str(tmp_path)]
+        return main(["--config-file", CONFIG, *flags, "MODEL.WEIGHTS", str(weights), *options])
+
+    (tmp_path / "there.pth").touch()
+    for fine in ("", "detectron2://a/b.pkl", "catalog://a/b", "https://a.example/b.pth"):
+        assert code(fine) == 0
+    assert code(tmp_path / "there.pth") == code(f"{tmp_path}/there.pth?a=True") == 0
+    assert len(started) == 6
+    for flags in ((), ("--eval-only",), ("--resume",)):
+        assert code("gone.pth", *flags) == 2
+        said = "error: MODEL.WEIGHTS is 'gone.pth', but there is no such file\n"
+        assert capsys.readouterr().err == said
+    (tmp_path / "last_checkpoint").write_text("there.pth")
+    assert code("gone.pth", "--resume") == 0
+    assert code("gone.pth") == 2
+
+
 @pytest.mark.parametrize("number", [0, -1])
 @pytest.mark.parametrize("command", [main, rewrite.main, domain_shift.main])
 def test_too_few_workers(command, number, capsys, tmp_path):

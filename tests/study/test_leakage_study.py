@@ -120,7 +120,7 @@ def test_a_failing_arm_is_reported_and_the_others_go_on(killed):
     assert arm["runs"] == []
     (failed,) = arm["failed"]
     assert failed["seed"] == 1
-    assert failed["error"].startswith("training ended with exit code 1")
+    assert failed["error"].startswith("training ended with exit code 2")
     assert "no_such_file" in failed["error"]
     assert Path(failed["log"]).read_text().strip().endswith(failed["error"].splitlines()[-1])
 
