@@ -1,6 +1,7 @@
 """BatchNorm in R-CNN heads with an explicit normalization batch, on top of Detectron2.
 
-Importing this package registers its heads and datasets with Detectron2.
+Importing this package registers its heads and datasets with Detectron2; a dataset of yours that has
+one of their names already stays.
 """
 
 try:
@@ -31,10 +32,10 @@ from .layers import (
     set_iteration,
 )
 
-register_neon_trees()
-register_leaky_shapes()
-register_digits()
-register_imagenet()
+register_neon_trees(replace=False)
+register_leaky_shapes(replace=False)
+register_digits(replace=False)
+register_imagenet(replace=False)
 
 __version__ = "0.1.0"
 __all__ = [

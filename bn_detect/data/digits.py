@@ -19,15 +19,16 @@ TRAIN_IMAGES = 797  # the first ones, written by other hands than most of the ot
 RECIPE = 1
 
 
-def register_digits(root: str | Path | None = None) -> None:
+def register_digits(root: str | Path | None = None, *, replace: bool = True) -> None:
     """Register digits_train (797 images) and digits_val (1,000).
 
     Args:
         root: the folder that holds digits/; default: $DETECTRON2_DATASETS, or ./datasets.
+        replace: see `register_image_folders`.
     """
     folder = (Path(root) if root is not None else default_root()) / NAME
     for split in SPLITS:
-        register_image_folders(f"{NAME}_{split}", folder / split)
+        register_image_folders(f"{NAME}_{split}", folder / split, replace=replace)
 
 
 def prepare_digits(root: str | Path | None = None, *, force: bool = False) -> bool:

@@ -9,40 +9,39 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from .errors import DatasetError
 from .prepared import default_root
+from .registration import make_way
 
 CLASSIFICATION = "classification"  # the evaluator_type of these datasets
 IMAGENET = ("train", "val")
 SUFFIXES = (".jpeg", ".jpg", ".png")
 
 
-def register_image_folders(name: str, folder: str | Path) -> None:
+def register_image_folders(name: str, folder: str | Path, *, replace: bool = True) -> None:
     """Register the images `folder`/CLASS/FILE; nothing is read before they are used.
 
     A dataset dict has "file_name", "image_id" and "label", the place of CLASS among the names in
     their order, which becomes the metadata's `classes`. The images stand in one fixed random order,
     so that neighbours are not of one class: consecutive test images may form a normalization batch.
 
-    Registering the same place again does nothing; another place replaces the one before.
+    Registering the same place again does nothing; another place replaces the one before, but with
+    `replace` False whatever has the name stays.
     """
     folder = str(folder)
-    if name in DatasetCatalog:
-        if MetadataCatalog.get(name).get("image_root") == folder:
-            return
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
-    DatasetCatalog.register(name, lambda: load_image_folders(name, folder))
-    MetadataCatalog.get(name).set(evaluator_type=CLASSIFICATION, image_root=folder)
+    if make_way(name, "image_root", folder, replace=replace):
+        DatasetCatalog.register(name, lambda: load_image_folders(name, folder))
+        MetadataCatalog.get(name).set(evaluator_type=CLASSIFICATION, image_root=folder)
 
 
-def register_imagenet(root: str | Path | None = None) -> None:
+def register_imagenet(root: str | Path | None = None, *, replace: bool = True) -> None:
     """Register imagenet_train and imagenet_val: `root`/imagenet/{train,val}/CLASS/*.JPEG.
 
     Args:
         root: default: $DETECTRON2_DATASETS, or ./datasets.
+        replace: see `register_image_folders`.
     """
     folder = (Path(root) if root is not None else default_root()) / "imagenet"
     for split in IMAGENET:
-        register_image_folders(f"imagenet_{split}", folder / split)
+        register_image_folders(f"imagenet_{split}", folder / split, replace=replace)
 
 
 def load_image_folders(name: str, folder: str) -> list[dict[str, Any]]:

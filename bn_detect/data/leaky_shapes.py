@@ -82,12 +82,15 @@ class LeakyShapesOptions:
                 raise ValueError(f"{name} must be in [{low}, {high}], got {value}")
 
 
-def register_leaky_shapes(root: str | Path | None = None) -> None:
-    """Register leaky_shapes_train and _val, and those of every other leaky_shapes_* prepared."""
+def register_leaky_shapes(root: str | Path | None = None, *, replace: bool = True) -> None:
+    """Register leaky_shapes_train and _val, and those of every other leaky_shapes_* prepared.
+
+    Arguments as in `register_prepared`.
+    """
     folder = Path(root) if root is not None else default_root()
     others = [record.parent.name for record in folder.glob(f"{NAME}_*/{RECORD}")]
     for name in (NAME, *sorted(others)):
-        register_prepared(name, SPLITS, root)
+        register_prepared(name, SPLITS, root, replace=replace)
 
 
 def prepare_leaky_shapes(

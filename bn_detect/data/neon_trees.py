@@ -61,9 +61,9 @@ class TilingOptions:
             raise ValueError(f"edge_boxes must be 'ignore' or 'drop', got {self.edge_boxes!r}")
 
 
-def register_neon_trees(root: str | Path | None = None) -> None:
+def register_neon_trees(root: str | Path | None = None, *, replace: bool = True) -> None:
     """Register `neon_trees_train` and `neon_trees_val`; see `register_prepared`."""
-    register_prepared(FOLDER, SPLITS, root, thing_classes=["tree"])
+    register_prepared(FOLDER, SPLITS, root, replace=replace, thing_classes=["tree"])
 
 
 def prepare_neon_trees(
