@@ -180,6 +180,10 @@ class _Reader:
                     f"{where}options: {key} is {options[key]!r}, but each run gets its own; leave "
                     "it out"
                 )
+        for key, value in options.items():
+            if isinstance(value, Mapping):
+                dotted, leaf = _first_leaf(key, value)
+                raise self.error(f"{where}options: {key} is a mapping; write {dotted}: {leaf}")
 
     def check_inference(self, study: Study) -> None:
         trained = [arm.name for arm in study.arms if arm.inference_of is None]
@@ -214,6 +218,14 @@ class _Reader:
             near = difflib.get_close_matches(str(name), known, n=1)
             advice = f"; did you mean {near[0]}?" if near else ""
             raise self.error(f"{where} is {name!r}; {what}: {', '.join(known)}{advice}")
+
+
+def _first_leaf(key: str, value: Any) -> tuple[str, Any]:
+    """The dotted key and the value of a mapping's first entry, of nested mappings too."""
+    while isinstance(value, Mapping):
+        name, value = next(iter(value.items()), ("KEY", "value"))
+        key = f"{key}.{name}"
+    return key, value
 
 
 _SPELLED = {str: "text", bool: "true or false", list: "list", dict: "mapping"}

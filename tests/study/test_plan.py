@@ -64,6 +64,15 @@ MISTAKES = {
         arms({"name": "b", "options": {"OUTPUT_DIR": "x"}}),
         ["arm 'b'", "OUTPUT_DIR is 'x'"],
     ),
+    "nested options": (
+        arms({"name": "b", "options": {"MODEL": {"ROI_BN": {"BATCH": "global"}}}}),
+        ["arm 'b': options: MODEL is a mapping; write MODEL.ROI_BN.BATCH: global"],
+    ),
+    "nested options of all arms": (
+        tree(options={"MODEL.ROI_BN": {"BATCH": "global"}}),
+        [": options: MODEL.ROI_BN is a mapping; write MODEL.ROI_BN.BATCH: global"],
+    ),
+    "nested options without any": (tree(options={"MODEL": {}}), ["write MODEL.KEY: value"]),
     "config key": (
         arms({"name": "b", "options": {"MODEL.ROI_BN.BACH": "worker"}}),
         ["arm 'b'", "MODEL.ROI_BN.BACH: 'worker'", "did you mean MODEL.ROI_BN.BATCH?"],
