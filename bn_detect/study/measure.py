@@ -12,6 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import yaml
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
@@ -44,9 +45,11 @@ class Measurements:
     def _begin(self, folder: Path) -> dict[str, Any]:
         iterations = self.run["iterations"]
         records = read_metrics(folder / "metrics.json")
+        settings = yaml.safe_load((folder / "settings.yaml").read_text())
         return {
             "arm": self.run["arm"],
             "seed": self.run["seed"],
+            "test_stats": settings["MODEL"]["ROI_BN"]["TEST_STATS"],
             "iterations": iterations,
             "train_seconds": iterations * (seconds_per_iteration(records) or 0.0),
             "measure_seconds": 0.0,

@@ -97,7 +97,7 @@ def summarize(results: dict) -> list[ArmSummary]:
     options = {arm["name"]: arm.get("options") or {} for arm in results["study"]["arms"]}
     found = {}
     for name, arm in results["arms"].items():
-        kind = options.get(name, {}).get("MODEL.ROI_BN.TEST_STATS", "population")
+        kind = _test_stats(arm["runs"], options.get(name, {}))
         every = {column.key: column.of(arm["runs"], kind) for column in COLUMNS}
         found[name] = {key: value for key, value in every.items() if value is not None}
     leaking = {
@@ -117,6 +117,12 @@ def summarize(results: dict) -> list[ArmSummary]:
         )
         for name, arm in results["arms"].items()
     ]
+
+
+def _test_stats(runs: list[Run], options: dict[str, Any]) -> str:
+    """What normalizes an arm at inference; old runs do not record it."""
+    recorded = [run["test_stats"] for run in runs if "test_stats" in run]
+    return recorded[0] if recorded else options.get("MODEL.ROI_BN.TEST_STATS", "population")
 
 
 def run_leaks(run: Run) -> bool | None:

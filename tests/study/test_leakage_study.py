@@ -106,10 +106,12 @@ def test_the_trained_arm_is_measured(killed):
 def test_an_arm_that_differs_at_inference_reuses_the_checkpoint(killed):
     arm = killed.results["arms"]["as it is"]
     (run,) = arm["runs"]
+    assert run["test_stats"] == "minibatch"
     assert arm["reference"] == {"box AP": 41.3}
     assert run["iterations"] == 0 and run["training"] == {} and run["curves"] == {}
     assert not (killed.run("as_it_is") / "train.log").exists()
     (trained,) = killed.results["arms"]["Two workers"]["runs"]
+    assert trained["test_stats"] == "population"
     for what in ("evaluation", "probes"):
         assert run[what] == trained[what]
 

@@ -75,8 +75,10 @@ def test_table_has_what_was_measured():
 def test_an_arm_under_minibatch_statistics_shows_that_ap():
     minibatch = {"options": {"MODEL.ROI_BN.TEST_STATS": "minibatch"}}
     arms = {"a": _runs("a", [0.1], 30.0), "b": {**_runs("b", [0.1], 30.0), **minibatch}}
+    arms["c"] = _runs("c", [0.1], 30.0)  # set for the whole study, or by its base
+    arms["c"]["runs"][0]["test_stats"] = "minibatch"
     aps = [arm.found["box AP"].mean for arm in summarize(study(arms))]
-    assert aps == [30.0, 35.0]
+    assert aps == [30.0, 35.0, 35.0]
 
 
 def test_an_interval_of_nothing_counts_as_not_measured():
