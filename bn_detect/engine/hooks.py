@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..layers import average_running_statistics, set_iteration
-from .population import select_bn_layers, unwrapped, update_population_stats
+from .population import check_pass, select_bn_layers, unwrapped, update_population_stats
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +21,19 @@ class SeedIteration(HookBase):
 
     Proposal and RoI sampling, dropout and RoI shuffles of a resumed run are then those of the
     uninterrupted one.
+
+    The seed is the trainer's attribute `seed`, an integer from 0 up. `BNTrainer` has one; give
+    another trainer one, say `trainer.seed = 7`.
+
+    Raises:
+        ValueError: before training, where the trainer has none.
     """
+
+    def before_train(self) -> None:
+        if not hasattr(self.trainer, "seed"):
+            raise ValueError(
+                "SeedIteration: the trainer has no seed; give it one, say trainer.seed = 7"
+            )
 
     def before_step(self) -> None:
         trainer = self.trainer
@@ -54,12 +66,13 @@ class PreciseBN(HookBase):
     Args:
         model: to update, wrapped or not.
         build_loader: makes the iterable of batches for one pass; called anew for each.
-        num_iters: batches per pass and rank.
+        num_iters: batches per pass and rank, at least 1.
         period: iterations between passes; 0: only at the end.
         modules, roi_source: see `update_population_stats`.
 
     Raises:
-        ValueError: `modules` that match no BN layer.
+        ValueError: `modules` that match no BN layer, a loader in place of `build_loader`, or a
+            value that `update_population_stats` does not take.
 
     Example:
         >>> hook = PreciseBN(model, lambda: loader, 200, period=5000, modules=["roi_heads"])
@@ -75,6 +88,12 @@ class PreciseBN(HookBase):
         modules: Sequence[str] | None = None,
         roi_source: str = "train",
     ) -> None:
+        if not callable(build_loader):
+            raise ValueError(
+                f"build_loader is a {type(build_loader).__name__}; it must be a function that "
+                "makes a loader, say lambda: loader"
+            )
+        check_pass(num_iters, roi_source)
         self._model, self._build_loader, self._num_iters = model, build_loader, num_iters
         self._period, self._roi_source = period, roi_source
         self._layers = select_bn_layers(unwrapped(model), modules)

@@ -65,12 +65,7 @@ def update_population_stats(
         ValueError: `modules` that match no BN layer, no BN layer at all, an unknown `roi_source`,
             `num_iters` below 1, or a loader that ends early on any rank (on every rank).
     """
-    if roi_source not in ROI_SOURCES:
-        raise ValueError(
-            f"roi_source is {roi_source!r}; it must be one of {', '.join(ROI_SOURCES)}"
-        )
-    if num_iters < 1:
-        raise ValueError(f"num_iters is {num_iters}; it must be at least 1")
+    check_pass(num_iters, roi_source)
     model = unwrapped(model)
     layers = select_bn_layers(model, modules)
     found = {
@@ -100,6 +95,16 @@ def update_population_stats(
             ", ".join(report.not_finite),
         )
     return report
+
+
+def check_pass(num_iters: int, roi_source: str) -> None:
+    """Raise ValueError for a value that `update_population_stats` does not take."""
+    if roi_source not in ROI_SOURCES:
+        raise ValueError(
+            f"roi_source is {roi_source!r}; it must be one of {', '.join(ROI_SOURCES)}"
+        )
+    if num_iters < 1:
+        raise ValueError(f"num_iters is {num_iters}; it must be at least 1")
 
 
 def select_bn_layers(model: nn.Module, modules: Sequence[str] | None) -> dict[str, _BatchNorm]:

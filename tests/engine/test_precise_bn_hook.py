@@ -119,6 +119,19 @@ def test_modules_that_match_nothing(datasets, tmp_path, key, more):
         Trainer(config(datasets, tmp_path, **keys))
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"build_loader": [torch.zeros(2, 3)]}, "build_loader is a list; .* say lambda: loader"),
+        ({"num_iters": 0}, "num_iters is 0; it must be at least 1"),
+        ({"roi_source": "val"}, "roi_source is 'val'; it must be one of train, test"),
+    ],
+)
+def test_what_no_pass_can_use_is_refused_when_the_hook_is_made(settings, message):
+    with pytest.raises(ValueError, match=message):
+        PreciseBN(nn.BatchNorm1d(3), **{"build_loader": list, "num_iters": 1, **settings})
+
+
 class Regression(nn.Module):
     """Any model that returns a dict of losses."""
 
