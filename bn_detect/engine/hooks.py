@@ -10,7 +10,7 @@ from detectron2.utils.env import seed_all_rng
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..layers import average_running_statistics, set_iteration
+from ..layers import RoIBatchNorm2d, average_running_statistics, set_iteration
 from .population import check_pass, select_bn_layers, unwrapped, update_population_stats
 
 logger = logging.getLogger(__name__)
@@ -135,7 +135,8 @@ class FreezeBN(HookBase):
         precise_bn: runs a pass of it first.
 
     Raises:
-        ValueError: `modules` that match no BN layer.
+        ValueError: `modules` that match no BN layer, or one that uses no population statistics at
+            inference (`test_stats` "minibatch").
     """
 
     def __init__(
@@ -147,7 +148,16 @@ class FreezeBN(HookBase):
         precise_bn: PreciseBN | None = None,
     ) -> None:
         self._iteration, self._precise_bn = iteration, precise_bn
-        self._layers: list[_BatchNorm] = list(select_bn_layers(unwrapped(model), modules).values())
+        layers = select_bn_layers(unwrapped(model), modules)
+        for name, layer in layers.items():
+            is_roi_bn = isinstance(layer, RoIBatchNorm2d)
+            if is_roi_bn and layer.layout.settings.test_stats == "minibatch":
+                raise ValueError(
+                    f"FreezeBN: {name} has test_stats 'minibatch', so that it would normalize with "
+                    "mini-batch statistics when frozen too; give its layout test_stats "
+                    "'population', or leave it out of modules"
+                )
+        self._layers: list[_BatchNorm] = list(layers.values())
 
     def before_step(self) -> None:
         if self.trainer.iter < self._iteration:

@@ -10,8 +10,8 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch import nn
 
-from bn_detect.engine import update_population_stats
-from bn_detect.layers import RoIBatchNorm2d
+from bn_detect.engine import FreezeBN, update_population_stats
+from bn_detect.layers import NormalizationBatch, RoIBatchNorm2d
 from tests.helpers.ranks import run_ranks
 
 from .in_process import Trainer, assert_same_bits, checkpoint, config, statistics, trained
@@ -93,6 +93,16 @@ def test_frozen_statistics_are_those_of_a_precise_pass(datasets, tmp_path):
         checkpoint(tmp_path),
     ):  # the pass at the end leaves them alone
         assert_same_bits(statistics(state), expected)
+
+
+def test_layers_that_keep_their_mini_batch_at_inference_cannot_be_frozen():
+    settings = NormalizationBatch(test_stats="minibatch")
+    model = nn.ModuleDict({"a": nn.BatchNorm2d(3), "b": RoIBatchNorm2d(3)})
+    FreezeBN(model, 2)
+    model["b"].layout.settings = settings
+    with pytest.raises(ValueError, match="FreezeBN: b has test_stats 'minibatch'.*'population'"):
+        FreezeBN(model, 2)
+    FreezeBN(model, 2, modules=["a"])
 
 
 def test_only_the_modules_asked_for(datasets, tmp_path):
