@@ -1,8 +1,15 @@
 """Every config key of the package, with its default."""
 
+import contextlib
+import re
+from collections.abc import Iterator
+from dataclasses import fields
+
 from detectron2.config import CfgNode as CN
 
 from .layers import NormalizationBatch
+
+_SETTINGS = "|".join(field.name for field in fields(NormalizationBatch))
 
 
 def add_bn_detect_config(cfg: CN) -> None:
@@ -92,16 +99,28 @@ def normalization_batch(cfg: CN) -> NormalizationBatch:
         ValueError: a value that is not valid, or two that exclude each other.
     """
     roi_bn = cfg.MODEL.ROI_BN
-    return NormalizationBatch(
-        batch=roi_bn.BATCH,
-        images_per_group=roi_bn.IMAGES_PER_GROUP,
-        virtual_workers=roi_bn.VIRTUAL_WORKERS,
-        exchange=roi_bn.EXCHANGE,
-        shuffle_groups=roi_bn.SHUFFLE_GROUPS,
-        test_stats=roi_bn.TEST_STATS,
-        test_images_per_group=roi_bn.TEST_IMAGES_PER_GROUP,
-        seed=max(cfg.SEED, 0),  # -1 asks for a random start; shuffles are the same on all workers
-    )
+    with naming_keys():
+        return NormalizationBatch(
+            batch=roi_bn.BATCH,
+            images_per_group=roi_bn.IMAGES_PER_GROUP,
+            virtual_workers=roi_bn.VIRTUAL_WORKERS,
+            exchange=roi_bn.EXCHANGE,
+            shuffle_groups=roi_bn.SHUFFLE_GROUPS,
+            test_stats=roi_bn.TEST_STATS,
+            test_images_per_group=roi_bn.TEST_IMAGES_PER_GROUP,
+            seed=max(cfg.SEED, 0),  # -1: a random start; shuffles are the same on all workers
+        )
+
+
+@contextlib.contextmanager
+def naming_keys() -> Iterator[None]:
+    """Let an error of `NormalizationBatch` speak of MODEL.ROI_BN.BATCH where it says batch."""
+    try:
+        yield
+    except ValueError as error:
+        # Not of the values, which are in quotes.
+        named = re.sub(rf"(?<!')\b({_SETTINGS})\b", lambda found: found[0].upper(), str(error))
+        raise ValueError(f"MODEL.ROI_BN.{named}") from error
 
 
 def domain_choices(cfg: CN) -> dict[str, str]:

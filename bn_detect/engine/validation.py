@@ -16,7 +16,7 @@ from detectron2.modeling.roi_heads import (
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.registry import Registry
 
-from ..config import add_bn_detect_config, normalization_batch
+from ..config import add_bn_detect_config, naming_keys, normalization_batch
 from ..modeling import (
     BNCascadeROIHeads,
     BNConvFCHead,
@@ -52,7 +52,8 @@ def validate_config(cfg: CfgNode, world_size: int, *, trains: bool = True) -> No
     _check_device(cfg.MODEL.DEVICE)
     if trains:
         _check_images(cfg, world_size)
-        settings.shuffling_processes(world_size)
+        with naming_keys():
+            settings.shuffling_processes(world_size)
     _check_population(cfg)
     check_domains(cfg)
     if cfg.SOLVER.OPTIMIZER not in OPTIMIZERS:

@@ -43,29 +43,28 @@ class NormalizationBatch:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _one_of("BATCH", self.batch, BATCHES)
-        _one_of("EXCHANGE", self.exchange, EXCHANGES)
-        _one_of("TEST_STATS", self.test_stats, TEST_STATISTICS)
-        for key in ("images_per_group", "virtual_workers", "test_images_per_group"):
-            value = getattr(self, key)
-            if value < 1:
-                raise ValueError(f"MODEL.ROI_BN.{key.upper()} is {value}; it must be at least 1")
+        # `config.naming_keys` makes config keys of the names in these messages.
+        _one_of("batch", self.batch, BATCHES)
+        _one_of("exchange", self.exchange, EXCHANGES)
+        _one_of("test_stats", self.test_stats, TEST_STATISTICS)
+        for name in ("images_per_group", "virtual_workers", "test_images_per_group"):
+            if _whole(name, getattr(self, name)) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.moves_features and self.virtual_workers > 1:
             raise ValueError(
-                "MODEL.ROI_BN.EXCHANGE is 'features' with VIRTUAL_WORKERS "
-                f"{self.virtual_workers}: features move between processes only; use "
-                "EXCHANGE 'statistics', or VIRTUAL_WORKERS 1"
+                f"exchange is 'features' with virtual_workers {self.virtual_workers}: features "
+                "move between processes only; use exchange 'statistics', or virtual_workers 1"
             )
-        if self.shuffle_groups < 0:
+        if _whole("shuffle_groups", self.shuffle_groups) < 0:
             raise ValueError(
-                f"MODEL.ROI_BN.SHUFFLE_GROUPS is {self.shuffle_groups}; it must be a number of "
-                "workers, or 0 for all"
+                f"shuffle_groups is {self.shuffle_groups}; it must be a number of workers, or 0 "
+                "for all"
             )
         if self.batch == "shuffled" and not _nested(self.shuffle_groups, self.virtual_workers):
             raise ValueError(
-                f"MODEL.ROI_BN.SHUFFLE_GROUPS is {self.shuffle_groups} with VIRTUAL_WORKERS "
+                f"shuffle_groups is {self.shuffle_groups} with virtual_workers "
                 f"{self.virtual_workers}: a group of workers would hold a part of a process; use a "
-                "divisor or a multiple of VIRTUAL_WORKERS"
+                "divisor or a multiple of virtual_workers"
             )
 
     @property
@@ -98,8 +97,8 @@ class NormalizationBatch:
         if workers % size:
             right = [n for n in range(1, workers + 1) if workers % n == 0 and _nested(n, virtual)]
             raise ValueError(
-                f"MODEL.ROI_BN.SHUFFLE_GROUPS is {size}, which does not divide the {workers} "
-                f"workers ({processes} processes, VIRTUAL_WORKERS {virtual}); use one of "
+                f"shuffle_groups is {size}, which does not divide the {workers} workers "
+                f"({processes} processes, virtual_workers {virtual}); use one of "
                 f"{', '.join(map(str, right))}, or 0 for all workers"
             )
         return max(1, size // virtual)
@@ -110,6 +109,12 @@ def _nested(a: int, b: int) -> bool:
     return a % b == 0 or b % a == 0
 
 
-def _one_of(key: str, value: str, valid: tuple[str, ...]) -> None:
+def _one_of(name: str, value: str, valid: tuple[str, ...]) -> None:
     if value not in valid:
-        raise ValueError(f"MODEL.ROI_BN.{key} is {value!r}; it must be one of {', '.join(valid)}")
+        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(valid)}")
+
+
+def _whole(name: str, value: int) -> int:
+    if type(value) is not int:  # a bool is none
+        raise ValueError(f"{name} is {value!r}; it must be a whole number")
+    return value

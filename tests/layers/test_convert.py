@@ -96,7 +96,7 @@ def test_a_converted_model_computes_what_it_did(training):
     [
         ({"batch": "images"}, r"batch='images' with virtual_workers=1 depends .* pass .*pooler"),
         ({"batch": "worker", "virtual_workers": 2}, "batch='worker' with virtual_workers=2"),
-        ({"batch": "sync"}, "MODEL.ROI_BN.BATCH is 'sync'"),
+        ({"batch": "sync"}, "^batch is 'sync'"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(kwargs, message):

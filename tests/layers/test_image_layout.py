@@ -124,9 +124,9 @@ def test_copies_are_of_the_same_kind():
 def test_mistakes_are_named():
     with pytest.raises(ValueError, match="no BatchNorm layer in Conv2d"):
         convert_batchnorm(nn.Conv2d(1, 1, 1))
-    with pytest.raises(ValueError, match="IMAGES_PER_GROUP is 0"):
+    with pytest.raises(ValueError, match="images_per_group is 0"):
         convert_batchnorm(network(), images_per_group=0)
-    with pytest.raises(ValueError, match="BATCH is 'ghost'"):
+    with pytest.raises(ValueError, match="^batch is 'ghost'"):
         convert_batchnorm(network(), "ghost")
 
 

@@ -10,35 +10,38 @@ from bn_detect.layers import NormalizationBatch
     [
         (
             {"batch": "gpu"},
-            "MODEL.ROI_BN.BATCH is 'gpu'; it must be one of images, worker, shuffled, global",
+            "batch is 'gpu'; it must be one of images, worker, shuffled, global",
         ),
         (
             {"exchange": "all"},
-            "MODEL.ROI_BN.EXCHANGE is 'all'; it must be one of statistics, features",
+            "exchange is 'all'; it must be one of statistics, features",
         ),
         (
             {"test_stats": ""},
-            "MODEL.ROI_BN.TEST_STATS is ''; it must be one of population, minibatch",
+            "test_stats is ''; it must be one of population, minibatch",
         ),
-        ({"images_per_group": 0}, "MODEL.ROI_BN.IMAGES_PER_GROUP is 0; it must be at least 1"),
+        ({"images_per_group": 0}, "images_per_group is 0; it must be at least 1"),
         (
             {"test_images_per_group": 0},
-            "MODEL.ROI_BN.TEST_IMAGES_PER_GROUP is 0; it must be at least 1",
+            "test_images_per_group is 0; it must be at least 1",
         ),
-        ({"virtual_workers": -1}, "MODEL.ROI_BN.VIRTUAL_WORKERS is -1; it must be at least 1"),
+        ({"images_per_group": "2"}, "images_per_group is '2'; it must be a whole number"),
+        ({"images_per_group": 1.5}, "images_per_group is 1.5; it must be a whole number"),
+        ({"shuffle_groups": True}, "shuffle_groups is True; it must be a whole number"),
+        ({"virtual_workers": -1}, "virtual_workers is -1; it must be at least 1"),
         (
             {"shuffle_groups": -1},
-            "MODEL.ROI_BN.SHUFFLE_GROUPS is -1; it must be a number of workers, or 0 for all",
+            "shuffle_groups is -1; it must be a number of workers, or 0 for all",
         ),
         (
             {"batch": "shuffled", "shuffle_groups": 6, "virtual_workers": 4},
-            "MODEL.ROI_BN.SHUFFLE_GROUPS is 6 with VIRTUAL_WORKERS 4: a group of workers would "
-            "hold a part of a process; use a divisor or a multiple of VIRTUAL_WORKERS",
+            "shuffle_groups is 6 with virtual_workers 4: a group of workers would "
+            "hold a part of a process; use a divisor or a multiple of virtual_workers",
         ),
         (
             {"batch": "shuffled", "exchange": "features", "virtual_workers": 2},
-            "MODEL.ROI_BN.EXCHANGE is 'features' with VIRTUAL_WORKERS 2: features move between "
-            "processes only; use EXCHANGE 'statistics', or VIRTUAL_WORKERS 1",
+            "exchange is 'features' with virtual_workers 2: features move between "
+            "processes only; use exchange 'statistics', or virtual_workers 1",
         ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",

@@ -167,8 +167,8 @@ def test_another_world_has_groups_of_its_own(worlds):
 
 def test_a_size_that_does_not_divide_the_ranks_is_refused(four):
     message = (
-        "MODEL.ROI_BN.SHUFFLE_GROUPS is 3, which does not divide the 4 workers (4 processes, "
-        "VIRTUAL_WORKERS 1); use one of 1, 2, 4, or 0 for all workers"
+        "shuffle_groups is 3, which does not divide the 4 workers (4 processes, "
+        "virtual_workers 1); use one of 1, 2, 4, or 0 for all workers"
     )
     assert [r["error"] for r in four] == [message] * 4
 

@@ -46,6 +46,7 @@ ERRORS = [
         [BATCH, "gpu"],
         "MODEL.ROI_BN.BATCH is 'gpu'; it must be one of images, worker, shuffled, global",
     ),
+    ("box", [BATCH, "batch"], "MODEL.ROI_BN.BATCH is 'batch'; it must be one of images, worker"),
     (
         "box",
         [EXCHANGE, "rois"],
