@@ -7,8 +7,8 @@ from detectron2.modeling.roi_heads import ROI_KEYPOINT_HEAD_REGISTRY, KRCNNConvD
 from torch import Tensor
 
 from ..config import normalization_batch
-from ..layers import NormalizationBatch, RoILayout, use_layout
-from .watching import WatchesRoIs, apply_to_moved_rois
+from ..layers import NormalizationBatch, use_layout
+from .watching import WatchesRoIs, apply_to_moved_rois, head_layout
 
 
 @ROI_KEYPOINT_HEAD_REGISTRY.register()
@@ -20,6 +20,9 @@ class BNKRCNNConvDeconvUpsampleHead(WatchesRoIs, KRCNNConvDeconvUpsampleHead):
         conv_norm: "" (the parent, which has no norm), "BN" under `roi_batch`, or another norm of
             `detectron2.layers.get_norm`. A convolution with a norm has no bias.
         roi_batch: the normalization batch where `conv_norm` is "BN".
+
+    Raises:
+        ValueError: a `roi_batch` of another kind, or with another norm than "BN".
     """
 
     @configurable
@@ -32,8 +35,8 @@ class BNKRCNNConvDeconvUpsampleHead(WatchesRoIs, KRCNNConvDeconvUpsampleHead):
         **kwargs,
     ) -> None:
         super().__init__(input_shape, **kwargs)
-        self.roi_layout = RoILayout(roi_batch, name="keypoint")
-        self._moves_rois = conv_norm == "BN" and self.roi_layout.settings.moves_features
+        self.roi_layout = head_layout(conv_norm, roi_batch, "keypoint")
+        self._moves_rois = self.roi_layout.settings.moves_features
         if conv_norm:
             for conv in (m for m in self if isinstance(m, Conv2d)):
                 conv.norm = get_norm(conv_norm, conv.out_channels)
@@ -44,10 +47,11 @@ class BNKRCNNConvDeconvUpsampleHead(WatchesRoIs, KRCNNConvDeconvUpsampleHead):
 
     @classmethod
     def from_config(cls, cfg, input_shape: ShapeSpec) -> dict:
+        has_bn = cfg.MODEL.ROI_KEYPOINT_HEAD.NORM == "BN"
         return {
             **super().from_config(cfg, input_shape),
             "conv_norm": cfg.MODEL.ROI_KEYPOINT_HEAD.NORM,
-            "roi_batch": normalization_batch(cfg),
+            "roi_batch": normalization_batch(cfg) if has_bn else None,
         }
 
     def layers(self, x: Tensor) -> Tensor:

@@ -7,8 +7,8 @@ from detectron2.modeling.roi_heads import ROI_MASK_HEAD_REGISTRY, MaskRCNNConvUp
 from torch import Tensor
 
 from ..config import normalization_batch
-from ..layers import NormalizationBatch, RoILayout, use_layout
-from .watching import WatchesRoIs, apply_to_moved_rois
+from ..layers import NormalizationBatch, use_layout
+from .watching import WatchesRoIs, apply_to_moved_rois, head_layout
 
 
 @ROI_MASK_HEAD_REGISTRY.register()
@@ -18,6 +18,9 @@ class BNMaskConvUpsampleHead(WatchesRoIs, MaskRCNNConvUpsampleHead):
     Args:
         input_shape, num_classes, conv_dims, conv_norm and others: as in the parent.
         roi_batch: the normalization batch where `conv_norm` is "BN"; other norms are the parent's.
+
+    Raises:
+        ValueError: a `roi_batch` of another kind, or with another norm than "BN".
     """
 
     @configurable
@@ -30,17 +33,18 @@ class BNMaskConvUpsampleHead(WatchesRoIs, MaskRCNNConvUpsampleHead):
         **kwargs,
     ) -> None:
         super().__init__(input_shape, conv_norm=conv_norm, **kwargs)
-        self.roi_layout = RoILayout(roi_batch, name="mask")
-        self._moves_rois = conv_norm == "BN" and self.roi_layout.settings.moves_features
+        self.roi_layout = head_layout(conv_norm, roi_batch, "mask")
+        self._moves_rois = self.roi_layout.settings.moves_features
         if conv_norm == "BN":
             use_layout(self, self.roi_layout)
             self.watch_rois(self.roi_layout, self)  # forward(x, instances)
 
     @classmethod
     def from_config(cls, cfg, input_shape: ShapeSpec) -> dict:
+        has_bn = cfg.MODEL.ROI_MASK_HEAD.NORM == "BN"
         return {
             **super().from_config(cfg, input_shape),
-            "roi_batch": normalization_batch(cfg),
+            "roi_batch": normalization_batch(cfg) if has_bn else None,
         }
 
     def layers(self, x: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from ..distributed import unshuffle_rois
-from ..layers import RoIBatchNorm2d, RoILayout
+from ..layers import NormalizationBatch, RoIBatchNorm2d, RoILayout
 
 
 class WatchesRoIs(nn.Module):
@@ -35,6 +35,27 @@ class WatchesRoIs(nn.Module):
             for layout, module in self.__dict__.get("_watched", [])
             if on or layout.settings.test_stats == "minibatch"
         ]
+
+
+def head_layout(
+    conv_norm: str | Callable, roi_batch: NormalizationBatch | None, name: str
+) -> RoILayout:
+    """The layout of a head's BatchNorm layers; of no use where `conv_norm` is not "BN".
+
+    Raises:
+        ValueError: a `roi_batch` of another kind, or one that another norm would ignore.
+    """
+    if roi_batch is not None and not isinstance(roi_batch, NormalizationBatch):
+        raise ValueError(
+            f"roi_batch is {roi_batch!r}; it must be a NormalizationBatch, say "
+            "NormalizationBatch('shuffled')"
+        )
+    if roi_batch is not None and conv_norm != "BN":
+        raise ValueError(
+            f"conv_norm is {conv_norm!r}, which does not follow roi_batch ({roi_batch}); use "
+            "conv_norm 'BN', or no roi_batch"
+        )
+    return RoILayout(roi_batch, name=name)
 
 
 def apply_to_moved_rois(layout: RoILayout, layers: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

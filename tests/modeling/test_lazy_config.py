@@ -68,6 +68,17 @@ def _mask_head(channels: int, roi_batch) -> dict:
     )
 
 
+def _keypoint_head(roi_batch) -> dict:
+    return L(BNKRCNNConvDeconvUpsampleHead)(
+        input_shape=ShapeSpec(channels=8, height=4, width=4),
+        num_keypoints=3,
+        conv_dims=[32, 32],
+        conv_norm="BN",
+        loss_normalizer=3 * 12 * 0.5,
+        roi_batch=roi_batch,
+    )
+
+
 def _box(roi_batch) -> dict:
     return {
         "box_in_features": IN_FEATURES,
@@ -96,14 +107,7 @@ def _lazy_keypoint(roi_batch) -> dict:
         **_box(roi_batch),
         keypoint_in_features=IN_FEATURES,
         keypoint_pooler=_pooler((1, 1 / 2)),
-        keypoint_head=L(BNKRCNNConvDeconvUpsampleHead)(
-            input_shape=ShapeSpec(channels=8, height=4, width=4),
-            num_keypoints=3,
-            conv_dims=[32, 32],
-            conv_norm="BN",
-            loss_normalizer=3 * 12 * 0.5,
-            roi_batch=roi_batch,
-        ),
+        keypoint_head=_keypoint_head(roi_batch),
     )
 
 
@@ -142,6 +146,11 @@ def _lazy_c4(roi_batch) -> dict:
     )
 
 
+HEADS = {
+    "box": _box_head,
+    "mask": lambda roi_batch: _mask_head(8, roi_batch),
+    "keypoint": _keypoint_head,
+}
 LAZY = {
     "mask": _lazy_mask,
     "keypoint": _lazy_keypoint,
@@ -171,3 +180,20 @@ def test_without_roi_batch_a_worker_is_the_batch(kind):
 def test_wrong_batch_is_refused_where_it_is_written():
     with pytest.raises(ValueError, match="'gpu'; it must be one of images, worker, shuffled, glob"):
         instantiate(L(NormalizationBatch)(batch="gpu"))
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("norm", ["SyncBN", ""])
+def test_a_batch_that_a_norm_would_ignore_is_refused(head, norm):
+    lazy = HEADS[head](ROI_BATCHES[0])
+    lazy.conv_norm = norm
+    with pytest.raises(ValueError, match=f"conv_norm is '{norm}', which does not follow roi_batch"):
+        instantiate(lazy)
+    lazy.roi_batch = None
+    assert not roi_bn_layers(instantiate(lazy))
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_batch_of_another_kind_is_refused(head):
+    with pytest.raises(ValueError, match="roi_batch is 'shuffled'; it must be a NormalizationBat"):
+        instantiate(HEADS[head]("shuffled"))
