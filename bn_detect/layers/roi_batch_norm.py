@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .grouped_batch_norm import grouped_batch_norm
+from .partition import Partition
 from .roi_layout import RoILayout
 
 logger = logging.getLogger(__name__)
@@ -17,7 +18,9 @@ class RoIBatchNorm2d(nn.BatchNorm2d):
 
     Same parameters, buffers and `state_dict` keys as its parent. With population statistics (that
     is, in eval mode unless the layout asks for mini-batch statistics) it computes what the parent
-    computes, and traces and scripts like it.
+    computes, and traces and scripts like it. Without running statistics (`track_running_stats`
+    False) it normalizes in eval mode too over this worker's RoIs, as its parent does; where the
+    layout needs the image of each RoI, over those of `test_images_per_group` images.
 
     Moving average: the mean over the non-empty groups of (mean, unbiased variance) enters with
     weight `momentum` times the share of groups that are non-empty, against the buffer's own weight
@@ -72,9 +75,7 @@ class RoIBatchNorm2d(nn.BatchNorm2d):
     @torch.jit.unused
     def _forward_groups(self, x: Tensor) -> Tensor:
         self._check_input_dim(x)
-        group, num_groups, process_group = self.layout.partition(
-            x.shape[0], x.device, self.training, id(self)
-        )
+        group, num_groups, process_group = self._partition(x)
         # Only a RoI of a single position can be a group of a single value.
         single_position = x.shape[2:].numel() == 1 and self.running_mean is not None
         population = (self.running_mean, self.running_var) if single_position else None
@@ -98,6 +99,13 @@ class RoIBatchNorm2d(nn.BatchNorm2d):
         if self.training and self.track_running_stats:
             self._update_running_statistics(mean, var, count)
         return y
+
+    @torch.jit.unused
+    def _partition(self, x: Tensor) -> Partition:
+        if self.training or self.layout.settings.needs_images:
+            return self.layout.partition(x.shape[0], x.device, self.training, id(self))
+        # No running statistics: as in torch, those of this worker's batch.
+        return Partition(torch.zeros(len(x), dtype=torch.int64, device=x.device), 1, None)
 
     @torch.no_grad()
     def _update_running_statistics(self, mean: Tensor, var: Tensor, count: Tensor) -> None:

@@ -65,6 +65,8 @@ def test_one_worker_equals_batch_norm(batch, momentum, affine, track):
         x = features(rois, 3, 4, 2, seed=step)
         torch.testing.assert_close(gradients(ours, x), gradients(theirs, x), **EXACT)
         torch.testing.assert_close(buffers(ours), buffers(theirs), **EXACT)
+    torch.testing.assert_close(ours.eval()(x), theirs.eval()(x), **EXACT)
+    assert ours(x[:0]).shape == x[:0].shape
 
 
 @pytest.mark.parametrize("shape", [(6, 3), (6, 3, 7), (6, 3, 1, 1)], ids=str)
