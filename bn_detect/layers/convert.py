@@ -17,6 +17,8 @@ def convert_roi_batchnorm(
     images_per_group: int = 1,
     virtual_workers: int = 1,
     shuffle_groups: int = 0,
+    test_stats: str = "population",
+    test_images_per_group: int = 1,
     seed: int = 0,
     name: str = "roi_head",
     process_group: dist.ProcessGroup | None = None,
@@ -29,7 +31,8 @@ def convert_roi_batchnorm(
     Args:
         module: a RoI head; its BN layers see (R, C, ...), R being the RoIs of this worker.
         pooler: makes the RoIs of this head; needed where the batch depends on the images
-            ("images", or virtual workers under "worker" or in several shuffle groups).
+            ("images", or virtual workers under "worker" or in several shuffle groups, or
+            `test_stats` "minibatch").
         Others: see `NormalizationBatch` and `RoILayout`.
 
     Returns:
@@ -44,13 +47,20 @@ def convert_roi_batchnorm(
         >>> convert_roi_batchnorm(heads.box_head, "shuffled", pooler=heads.box_roi_pool)
     """
     settings = NormalizationBatch(
-        batch, images_per_group, virtual_workers, shuffle_groups=shuffle_groups, seed=seed
+        batch,
+        images_per_group,
+        virtual_workers,
+        test_stats=test_stats,
+        test_images_per_group=test_images_per_group,
+        shuffle_groups=shuffle_groups,
+        seed=seed,
     )
     if settings.needs_images and pooler is None:
         groups = f"and shuffle_groups={shuffle_groups} " if shuffle_groups else ""
+        tests = f"and test_stats={test_stats!r} " if test_stats == "minibatch" else ""
         raise ValueError(
             f"convert_roi_batchnorm: batch={batch!r} with virtual_workers={virtual_workers} "
-            f"{groups}depends on the image of each RoI; pass the head's pooler=..."
+            f"{groups}{tests}depends on the image of each RoI; pass the head's pooler=..."
         )
     if not any(isinstance(m, _BatchNorm) for m in module.modules()):
         raise ValueError(f"convert_roi_batchnorm: no BatchNorm layer in {type(module).__name__}")

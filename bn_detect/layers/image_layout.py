@@ -26,6 +26,8 @@ def convert_batchnorm(
     images_per_group: int = 1,
     virtual_workers: int = 1,
     shuffle_groups: int = 0,
+    test_stats: str = "population",
+    test_images_per_group: int = 1,
     seed: int = 0,
     name: str = "images",
     process_group: dist.ProcessGroup | None = None,
@@ -55,6 +57,12 @@ def convert_batchnorm(
     if not any(isinstance(m, _BatchNorm) for m in module.modules()):
         raise ValueError(f"convert_batchnorm: no BatchNorm layer in {type(module).__name__}")
     settings = NormalizationBatch(
-        batch, images_per_group, virtual_workers, shuffle_groups=shuffle_groups, seed=seed
+        batch,
+        images_per_group,
+        virtual_workers,
+        test_stats=test_stats,
+        test_images_per_group=test_images_per_group,
+        shuffle_groups=shuffle_groups,
+        seed=seed,
     )
     return use_layout(module, ImageLayout(settings, name, process_group))

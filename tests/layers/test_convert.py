@@ -96,6 +96,7 @@ def test_a_converted_model_computes_what_it_did(training):
     [
         ({"batch": "images"}, r"batch='images' with virtual_workers=1 depends .* pass .*pooler"),
         ({"batch": "worker", "virtual_workers": 2}, "batch='worker' with virtual_workers=2"),
+        ({"test_stats": "minibatch"}, "virtual_workers=1 and test_stats='minibatch' depends"),
         ({"batch": "sync"}, "^batch is 'sync'"),
     ],
 )
@@ -104,6 +105,15 @@ def test_settings_that_cannot_be_are_refused(kwargs, message):
     with pytest.raises(ValueError, match=message):
         convert_roi_batchnorm(model, **kwargs)
     assert type(model[0]) is nn.BatchNorm2d
+
+
+def test_mini_batch_statistics_at_inference_can_be_asked_for():
+    settings = {"test_stats": "minibatch", "test_images_per_group": 2}
+    bn = convert_roi_batchnorm(nn.BatchNorm2d(3), pooler=nn.Identity(), **settings).eval()
+    x = features(7, 3, 4, 4).float()
+    bn.layout.record([2, 3, 2])  # as its pooler does
+    expected = torch.cat([nn.BatchNorm2d(3)(part) for part in (x[:5], x[5:])])
+    torch.testing.assert_close(bn(x), expected)
 
 
 def test_a_module_without_batch_norm_is_refused():

@@ -94,11 +94,9 @@ def test_mini_batch_statistics_at_inference():
     net = convert_batchnorm(network(), images_per_group=2)
     net(images())
     net.eval()
-    layout = net[1].layout
-    assert isinstance(layout, ImageLayout)
+    assert isinstance(net[1].layout, ImageLayout)
     population = net(images())
-    object.__setattr__(layout.settings, "test_stats", "minibatch")
-    object.__setattr__(layout.settings, "test_images_per_group", 4)
+    net = convert_batchnorm(network(), test_stats="minibatch", test_images_per_group=4).eval()
     expected = torch.cat([network()(chunk) for chunk in images().split(4)])
     torch.testing.assert_close(net(images()), expected)
     assert not torch.allclose(population, expected)
