@@ -7,6 +7,19 @@
  "arms": {NAME: {"runs": [measurements.json of each finished run],
                  "failed": [{"seed", "error", "log"}],
                  "reference": {COLUMN: value}}}}
+
+measurements.json, which `measure` writes, of one run:
+
+{"arm", "seed": which run,
+ "test_stats": its MODEL.ROI_BN.TEST_STATS,
+ "iterations": of its training; 0 where it trained nothing,
+ "train_seconds", "measure_seconds": how long both took,
+ "training": {LOSS: mean over the last tenth} (`metrics.training_summary`),
+ "curves": {"iteration": [...], LOSS: [...]} (`metrics.training_curves`),
+ "evaluation": {KIND: {DATASET: {TASK: {METRIC: value}}}}, KIND of `evaluation.EVAL_STATS`,
+ "classes": names, where there is a probe,
+ "probes": {NAME: the fields of its report}, NAME of `subject.PROBES`,
+ "measured": what is complete, of `plan.MEASURES`}
 """
 
 import dataclasses
