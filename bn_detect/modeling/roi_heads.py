@@ -12,8 +12,8 @@ from detectron2.structures import Boxes
 from torch import Tensor, nn
 
 from ..config import normalization_batch
-from ..layers import NormalizationBatch, RoILayout, use_layout
-from .watching import WatchesRoIs, apply_to_moved_rois
+from ..layers import NormalizationBatch, use_layout
+from .watching import WatchesRoIs, apply_to_moved_rois, head_layout
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -65,7 +65,7 @@ class BNRes5ROIHeads(WatchesRoIs, Res5ROIHeads):
         self, *, res5: nn.Module, roi_batch: NormalizationBatch | None = None, **kwargs
     ) -> None:
         super().__init__(res5=res5, **kwargs)
-        self.roi_layout = RoILayout(roi_batch, name="res5")
+        self.roi_layout = head_layout("BN", roi_batch, "res5")
         self._moves_rois = self.roi_layout.settings.moves_features
         if roi_batch is not None:
             use_layout(self.res5, self.roi_layout)
