@@ -174,7 +174,7 @@ def test_config(server, tmp_path, size, happened):
     tree["DATASETS"] = {"TRAIN": list(base.DATASETS.TRAIN), "TEST": []}
     tree["OUTPUT_DIR"] = str(tmp_path / "out")
     path = tmp_path / "spoilt.yaml"
-    args = argparse.Namespace(config_file=str(path), opts=[], eval_only=False, eval_stats=None)
+    args = train_command.parse_arguments(["--config-file", str(path)])
     found: list = []
 
     def check() -> None:
