@@ -53,6 +53,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "SEED": (-1, 2**31),
 }
 _ABOVE_0 = ("MODEL.PIXEL_STD",)
+# Lists of lists, one per feature map, that may also be one list for all of them.
+_FLAT_TOO = tuple(f"MODEL.ANCHOR_GENERATOR.{key}" for key in ("SIZES", "ASPECT_RATIOS", "ANGLES"))
 
 
 def check_values(cfg: CfgNode) -> None:
@@ -89,7 +91,9 @@ def _check_kinds(key: str, value: Any, usual: Any) -> None:
     if strange:
         raise ValueError(f"{key} is {value!r}, which holds {strange[0]!r}; a default is {usual!r}")
     nested = [part for part in value if isinstance(part, list | tuple)]
-    if usual and value and (bool(nested) != _is_nested(usual) or not all(nested)):
+    flat = len(nested) == 0 and (key in _FLAT_TOO or not _is_nested(usual))
+    as_usual = len(nested) == len(value) and _is_nested(usual) and all(nested)
+    if usual and value and not (flat or as_usual):
         raise ValueError(f"{key} is {value!r}; it must be nested as {usual!r}, no part empty")
 
 
