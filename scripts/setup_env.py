@@ -191,7 +191,7 @@ def main():
         install(venv, python, made.exists())
         shutil.rmtree(temporary)
         done.write_text("\n".join([key, *probe(python)[1].values()]))
-    say(f"{venv} is complete")
+    say(f"{venv} is complete (for commands of your own: . {venv}/bin/activate)")
 
 
 if __name__ == "__main__":

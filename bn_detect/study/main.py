@@ -18,7 +18,7 @@ from .results import collect
 from .runs import Run, check_folders, forget, plan_runs, prepare_folders
 from .scheduler import Group, default_jobs, environments, run_here
 from .slurm import run_on_cluster
-from .summary import summarize, table
+from .summary import summarize, table, verdicts
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -171,8 +171,9 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"interrupted; to go on: {command}", file=sys.stderr)
         return 130
-    print(table(summarize(results)))
-    print(f"\nThe report is {write_report(results, args.output)}")
+    arms = summarize(results)
+    print(table(arms), verdicts(arms), sep="\n\n")
+    print(f"\nThe report, to be opened in a browser, is {write_report(results, args.output)}")
     failed = [run for run in _runs(groups) if not run.measured]
     for run in failed:
         print(f"failed: {run.label}, log {run.status().get('log')}", file=sys.stderr)

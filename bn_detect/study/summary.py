@@ -191,6 +191,12 @@ def table(arms: list[ArmSummary], tablefmt: str = "simple") -> str:
     return tabulate(rows, headers=headers, tablefmt=tablefmt, disable_numparse=True)
 
 
+def verdicts(arms: list[ArmSummary]) -> str:
+    """The verdict on each arm, for the terminal."""
+    question = "Does a head read a RoI's companions? The change of its loss as they are swapped:"
+    return f"{question}\n" + tabulate([[a.name, a.verdict] for a in arms], tablefmt="plain")
+
+
 def cells(arms: list[ArmSummary], between: str = " ") -> tuple[list[str], list[list[str]]]:
     """Headers, and a row of texts per arm; columns that no arm measured are left out.
 

@@ -14,6 +14,7 @@ from bn_detect.study.measure import measure, run_config
 from bn_detect.study.plan import read_study
 from bn_detect.study.runs import plan_runs, prepare_folders
 from bn_detect.study.slurm import run_on_cluster
+from bn_detect.study.summary import summarize
 from tests.engine.conftest import wait_for
 
 from .conftest import start_study, write_study
@@ -163,7 +164,12 @@ def test_started_again_it_repeats_nothing(killed, capsys):
         k: v for k, v in before.items() if k.name not in again
     }
     assert (killed.run("broken") / "train.log").stat().st_size > broken  # a failed run is retried
-    assert "broken, seed 1" in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert "broken, seed 1" in printed.err
+    results = json.loads((killed.output / "results.json").read_text())
+    for arm in summarize(results):  # one sentence on each, and where to read more
+        assert f"{arm.name} " in printed.out and arm.verdict in printed.out
+    assert str(killed.output / "report.html") in printed.out
 
 
 def _times(folder: Path) -> dict[Path, int]:
