@@ -13,24 +13,19 @@ except ImportError as error:
     ) from error
 
 from . import modeling  # registers the heads
-from .config import add_bn_detect_config
-from .data import (
-    register_digits,
-    register_imagenet,
-    register_leaky_shapes,
-    register_neon_trees,
-)
-from .engine import update_population_stats
+from .configuration.keys import add_bn_detect_config
+from .data import register_digits, register_imagenet, register_leaky_shapes, register_neon_trees
 from .layers import (
     NormalizationBatch,
     RoIBatchNorm2d,
     RoILayout,
-    average_running_statistics,
     convert_batchnorm,
     convert_roi_batchnorm,
     grouped_batch_norm,
     set_iteration,
 )
+from .population import update_population_stats
+from .population.averaging import average_running_statistics
 
 register_neon_trees(replace=False)
 register_leaky_shapes(replace=False)

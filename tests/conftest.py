@@ -7,3 +7,5 @@ others keep busy made some of these tests a hundred times slower.
 import os
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, and inherited by processes
+
+pytest_plugins = ["tests.helpers.train_net"]

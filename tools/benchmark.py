@@ -3,7 +3,7 @@
 
 import sys
 
-from bn_detect.benchmarks.main import main
+from bn_detect.commands.benchmark import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -6,7 +6,7 @@ domain_shift.py --config-file FILE --weights FILE.pth --corruptions contrast fog
 
 import sys
 
-from bn_detect.domain_shift.main import main
+from bn_detect.commands.domain_shift import main
 
 if __name__ == "__main__":
     sys.exit(main())

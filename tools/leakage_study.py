@@ -3,7 +3,7 @@
 
 import sys
 
-from bn_detect.study.main import main
+from bn_detect.commands.study import main
 
 if __name__ == "__main__":
     sys.exit(main())

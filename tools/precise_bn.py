@@ -7,7 +7,7 @@ precise_bn.py ... --per-domain --evaluate: a RetinaNet trained with statistics s
 
 import sys
 
-from bn_detect.engine.rewrite import main
+from bn_detect.commands.precise_bn import main
 
 if __name__ == "__main__":
     sys.exit(main())

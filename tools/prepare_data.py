@@ -28,7 +28,7 @@ from bn_detect.data import (
 )
 from bn_detect.data.corrupted import corrupted_name
 from bn_detect.data.corruptions import SEVERITIES
-from bn_detect.data.neon_trees import FOLDER, prepared_summaries
+from bn_detect.data.datasets.neon_trees import FOLDER, prepared_summaries
 from bn_detect.data.prepared import default_root
 
 DIALS = {

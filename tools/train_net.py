@@ -3,7 +3,7 @@
 
 import sys
 
-from bn_detect.engine.train import main
+from bn_detect.commands.train import main
 
 if __name__ == "__main__":
     sys.exit(main())

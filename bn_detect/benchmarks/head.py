@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from ..distributed.collectives import all_reduce_sum, default_group
 from ..layers import NormalizationBatch, RoIBatchNorm2d
+from ..layers.watching import apply_to_moved_rois
 from ..modeling import BNConvFCHead, BNMaskConvUpsampleHead
-from ..modeling.watching import apply_to_moved_rois
 from .all_gather import apply_after_all_gather
 from .ranks import on_ranks, ranks_possible
 from .timing import default_device, interleaved, ratios, spread, waiting_for

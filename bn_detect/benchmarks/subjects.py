@@ -10,7 +10,7 @@ from detectron2.modeling.backbone.resnet import BasicStem, ResNet
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
-from ..config import add_bn_detect_config
+from ..configuration.keys import add_bn_detect_config
 
 CONFIG = Path(__file__).parents[2] / "configs/neon/faster_rcnn_lean_FPN_worker.yaml"
 OBJECTS = 8  # per image

@@ -1,17 +1,17 @@
 """Datasets: preparing, registering and checking them."""
 
-from .check import check_dataset, check_datasets
+from .checks.check import check_dataset, check_datasets
+from .checks.summary import DatasetSummary, summary_table
 from .classification_mapper import ClassificationMapper
 from .corrupted import register_corrupted, write_corrupted
 from .corruptions import CORRUPTIONS, corrupt
+from .datasets.digits import prepare_digits, register_digits
+from .datasets.image_folders import CLASSIFICATION, register_image_folders, register_imagenet
+from .datasets.leaky_shapes import LeakyShapesOptions, prepare_leaky_shapes, register_leaky_shapes
+from .datasets.neon_trees import TilingOptions, prepare_neon_trees, register_neon_trees
 from .derived import register_derived
-from .digits import prepare_digits, register_digits
 from .errors import DatasetError
-from .image_folders import CLASSIFICATION, register_image_folders, register_imagenet
-from .leaky_shapes import LeakyShapesOptions, prepare_leaky_shapes, register_leaky_shapes
 from .mapper import BNDatasetMapper, read_image
-from .neon_trees import TilingOptions, prepare_neon_trees, register_neon_trees
-from .summary import DatasetSummary, summary_table
 
 __all__ = [
     "CLASSIFICATION",

@@ -10,7 +10,7 @@ from detectron2.data import DatasetCatalog
 from PIL import Image
 from tqdm import tqdm
 
-from ..files import as_folder_name
+from ..runtime.files import as_folder_name
 from .corruptions import SMALLEST, check_corruption
 from .errors import DatasetError
 from .mapper import read_image

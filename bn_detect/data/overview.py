@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .tiling import Window
+from .datasets.tiling import Window
 
 COUNTED, IGNORED, GRID = (255, 60, 60), (60, 200, 255), (255, 255, 255)
 

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..runtime.folder_lock import folder_lock
 from .errors import DatasetError
-from .folder_lock import folder_lock
 
 RECORD = "prepared.json"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from ..files import write_atomically
+from ..runtime.files import write_atomically
 from .cells import CHECKPOINT, CLEAN, Cell
 from .summary import Place, score
 

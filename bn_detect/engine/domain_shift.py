@@ -7,9 +7,9 @@ from pathlib import Path
 from detectron2.config import CfgNode
 from torch import nn
 
+from ..population.precise_bn import update_population_stats
+from ..population.report import PopulationReport
 from .evaluation import kept_buffers
-from .population import update_population_stats
-from .population_report import PopulationReport
 from .target_images import TargetImages
 from .trainer import BNTrainer
 

@@ -14,8 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..data import CLASSIFICATION
 from ..layers import RoIBatchNorm2d
-from ..modeling.watching import WatchesRoIs
-from .population import update_population_stats
+from ..layers.watching import WatchesRoIs
+from ..population.precise_bn import update_population_stats
 from .trainer import BNTrainer
 
 EVAL_STATS = ("population", "minibatch", "precise")

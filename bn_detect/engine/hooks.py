@@ -10,8 +10,9 @@ from detectron2.utils.env import seed_all_rng
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..layers import RoIBatchNorm2d, average_running_statistics, set_iteration
-from .population import check_pass, select_bn_layers, unwrapped, update_population_stats
+from ..layers import RoIBatchNorm2d, set_iteration
+from ..population.averaging import average_running_statistics
+from ..population.precise_bn import check_pass, select_bn_layers, unwrapped, update_population_stats
 
 logger = logging.getLogger(__name__)
 

@@ -10,9 +10,9 @@ from detectron2.utils import comm
 from matplotlib.figure import Figure
 from torch import nn
 
-from ..files import write_json
 from ..layers import RoIBatchNorm2d
-from .population import update_population_stats
+from ..population.precise_bn import update_population_stats
+from ..runtime.files import write_json
 
 KINDS = ("minibatch", "ema", "precise")
 

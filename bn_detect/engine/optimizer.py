@@ -5,8 +5,6 @@ from detectron2.config import CfgNode
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from torch import nn
 
-OPTIMIZERS = ("SGD", "ADAMW")
-
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """Detectron2's, by `SOLVER.OPTIMIZER` and with `SOLVER.BACKBONE_MULTIPLIER`."""

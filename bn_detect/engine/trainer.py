@@ -28,18 +28,18 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
+from ..configuration.classifier import CLASSIFIER
+from ..configuration.validation import validate_config
 from ..data import CLASSIFICATION, BNDatasetMapper, ClassificationMapper
-from ..data.resumable_loader import ResumableTrainLoader, build_resumable_train_loader
-from ..files import as_folder_name
+from ..runtime.checkpointer import AtomicCheckpointer
+from ..runtime.files import as_folder_name
 from .amp import CPUAMPTrainer
-from .checkpointer import AtomicCheckpointer
 from .classification_evaluator import ClassificationEvaluator
 from .hooks import AverageRunningStatistics, FreezeBN, PreciseBN, SeedIteration
 from .log_statistics import LogStatistics
 from .optimizer import build_optimizer
+from .resumable_loader import ResumableTrainLoader, build_resumable_train_loader
 from .step_guard import StepGuard, guarded
-from .validate_classifier import CLASSIFIER
-from .validation import validate_config
 
 
 class BNTrainer(DefaultTrainer):

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..files import write_atomically
+from ..runtime.files import write_atomically
 from .section import Section
 
 

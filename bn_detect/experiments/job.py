@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..files import write_json
+from ..runtime.files import write_json
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
 from ..data import register_derived
-from ..engine import update_population_stats
 from ..engine.classification_evaluator import TASK, ClassificationEvaluator
 from ..engine.evaluation import kept_buffers
 from ..modeling import BNImageClassifier
+from ..population import update_population_stats
 from .training import QuietTrainer
 
 WHOLE = 64  # images of a batch where the normalization batch shall not matter

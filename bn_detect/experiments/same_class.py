@@ -7,7 +7,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 
-from ..data.same_class_sampler import SameClassSampler
+from ..engine.same_class_sampler import SameClassSampler
 from .job import Job
 from .measuring import ONE_BATCH, Batch, error, images, in_batches, precise
 from .training import late, settings, trained

@@ -10,9 +10,10 @@ from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.utils.env import seed_all_rng
 
+from ..commands.train import parse_arguments
+from ..configuration.reading import read_config
 from ..data import register_derived
 from ..engine import BNTrainer
-from ..engine.train import parse_arguments, read_config
 from .job import Job
 
 CONFIG = Path(__file__).parents[2] / "configs" / "digits" / "Base-digits.yaml"

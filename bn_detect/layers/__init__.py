@@ -1,13 +1,12 @@
 """BatchNorm with an explicit normalization batch; knows nothing of Detectron2."""
 
 from .convert import convert_roi_batchnorm, set_iteration, use_layout
-from .domain_batch_norm import DomainBatchNorm2d, fill_domains
 from .grouped_batch_norm import grouped_batch_norm
 from .image_layout import ImageLayout, convert_batchnorm
+from .level_batch_norm import DomainBatchNorm2d, fill_domains
 from .normalization_batch import NormalizationBatch
 from .roi_batch_norm import RoIBatchNorm2d
 from .roi_layout import RoILayout
-from .running_statistics import average_running_statistics, statistics_are_finite
 
 __all__ = [
     "DomainBatchNorm2d",
@@ -15,12 +14,10 @@ __all__ = [
     "NormalizationBatch",
     "RoIBatchNorm2d",
     "RoILayout",
-    "average_running_statistics",
     "convert_batchnorm",
     "convert_roi_batchnorm",
     "fill_domains",
     "grouped_batch_norm",
     "set_iteration",
-    "statistics_are_finite",
     "use_layout",
 ]

@@ -6,9 +6,9 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads import ROI_BOX_HEAD_REGISTRY, FastRCNNConvFCHead
 from torch import Tensor
 
-from ..config import normalization_batch
+from ..configuration.keys import normalization_batch
 from ..layers import NormalizationBatch, use_layout
-from .watching import apply_to_moved_rois, head_layout
+from ..layers.watching import apply_to_moved_rois, head_layout
 
 
 @ROI_BOX_HEAD_REGISTRY.register()

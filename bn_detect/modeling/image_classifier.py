@@ -9,9 +9,9 @@ from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
-from ..config import normalization_batch
+from ..configuration.keys import normalization_batch
 from ..layers import ImageLayout, NormalizationBatch, use_layout
-from .watching import apply_to_moved_rois
+from ..layers.watching import apply_to_moved_rois
 
 
 @META_ARCH_REGISTRY.register()

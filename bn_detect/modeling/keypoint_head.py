@@ -6,9 +6,9 @@ from detectron2.layers import Conv2d, ShapeSpec, get_norm, interpolate
 from detectron2.modeling.roi_heads import ROI_KEYPOINT_HEAD_REGISTRY, KRCNNConvDeconvUpsampleHead
 from torch import Tensor
 
-from ..config import normalization_batch
+from ..configuration.keys import normalization_batch
 from ..layers import NormalizationBatch, use_layout
-from .watching import WatchesRoIs, apply_to_moved_rois, head_layout
+from ..layers.watching import WatchesRoIs, apply_to_moved_rois, head_layout
 
 
 @ROI_KEYPOINT_HEAD_REGISTRY.register()

@@ -6,7 +6,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, RetinaNet
 from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
 from torch import Tensor
 
-from ..config import domain_choices
+from ..configuration.keys import domain_choices
 from .levels import level_norm, over_levels
 
 

@@ -11,9 +11,9 @@ from detectron2.modeling.roi_heads import (
 from detectron2.structures import Boxes
 from torch import Tensor, nn
 
-from ..config import normalization_batch
+from ..configuration.keys import normalization_batch
 from ..layers import NormalizationBatch, use_layout
-from .watching import WatchesRoIs, apply_to_moved_rois, head_layout
+from ..layers.watching import WatchesRoIs, apply_to_moved_rois, head_layout
 
 
 @ROI_HEADS_REGISTRY.register()

@@ -6,7 +6,7 @@ from detectron2.modeling import RPN_HEAD_REGISTRY
 from detectron2.modeling.proposal_generator.rpn import StandardRPNHead
 from torch import Tensor, nn
 
-from ..config import domain_choices
+from ..configuration.keys import domain_choices
 from .levels import level_norm, over_levels
 
 

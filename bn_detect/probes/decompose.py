@@ -12,14 +12,14 @@ import torch
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from ..engine.population import unwrapped, update_population_stats
-from ..engine.undisturbed import undisturbed
 from ..layers import NormalizationBatch
+from ..population.precise_bn import unwrapped, update_population_stats
+from ..population.undisturbed import undisturbed
+from .adapters.heads import RoIHead
+from .adapters.torchvision_heads import TorchvisionHead
 from .batches import take
-from .heads import RoIHead
 from .probing import find_head, on_population_statistics, probing, require_one_process
 from .rois import RoIs
-from .torchvision_head import TorchvisionHead
 
 STATISTICS = ("minibatch", "ema", "precise")
 EVALUATED = {"minibatch": "minibatch", "ema": "population", "precise": "precise"}

@@ -8,9 +8,9 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from ..layers import NormalizationBatch
+from .adapters.heads import RoIHead
 from .batches import take
 from .bootstrap import Interval, bootstrap
-from .heads import RoIHead
 from .probing import probing
 from .rois import RoIs
 

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from torchvision.models.detection.roi_heads import RoIHeads as TorchvisionRoIHeads
 
 from ..distributed.collectives import default_group
-from ..engine.population import unwrapped
-from ..engine.undisturbed import undisturbed
 from ..layers import NormalizationBatch, RoIBatchNorm2d, RoILayout
-from ..modeling.watching import keep_rois_in_place
-from .detectron2_head import Detectron2Head
-from .heads import RoIHead
+from ..layers.watching import keep_rois_in_place
+from ..population.precise_bn import unwrapped
+from ..population.undisturbed import undisturbed
+from .adapters.detectron2_heads import Detectron2Head
+from .adapters.heads import RoIHead
+from .adapters.torchvision_heads import TorchvisionHead
 from .rois import RoIs
-from .torchvision_head import TorchvisionHead
 
 
 class Groups:

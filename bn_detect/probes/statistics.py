@@ -10,9 +10,9 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from ..layers import NormalizationBatch
+from .adapters.heads import RoIHead
 from .batches import take
 from .bits import bits_about
-from .heads import RoIHead
 from .probing import probing
 from .rois import RoIs
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import NormalizationBatch
+from .adapters.heads import Outputs, RoIHead
 from .batches import take
 from .companions import replacements, same_place
-from .heads import Outputs, RoIHead
 from .probing import probing
 from .rois import RoIs
 from .swap_report import FlipExample, Place, Reading, SwapReport, Target, swap_report

@@ -6,8 +6,8 @@ from dataclasses import fields
 from typing import Any
 
 from ..data import TilingOptions, prepare_neon_trees
-from ..data.leaky_shapes import LeakyShapesOptions, prepare_leaky_shapes
-from ..data.neon_trees import default_root
+from ..data.datasets.leaky_shapes import LeakyShapesOptions, prepare_leaky_shapes
+from ..data.datasets.neon_trees import default_root
 from .plan import Study
 
 LEAKY_SHAPES = "leaky_shapes"  # and any name that begins so and goes on with _

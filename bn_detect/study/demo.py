@@ -10,8 +10,9 @@ from detectron2.data import DatasetCatalog
 from tabulate import tabulate
 from tqdm import tqdm
 
-from ..engine.train import argument_parser, read_config
-from ..files import write_atomically, write_json
+from ..commands.train import argument_parser
+from ..configuration.reading import read_config
+from ..runtime.files import write_atomically, write_json
 from .metrics import latest
 from .pictures import draw_detections
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..files import write_json
+from ..runtime.files import write_json
 from .runs import Run, read_json
 from .versions import versions
 

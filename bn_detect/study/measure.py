@@ -19,13 +19,13 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
+from ..configuration.reading import read_config
 from ..data import register_derived
-from ..engine.checkpointer import AtomicCheckpointer
 from ..engine.evaluation import evaluate_under, kinds_of, precise_bn
-from ..engine.launch import launch, share_cores
-from ..engine.train import read_config
 from ..engine.trainer import BNTrainer
-from ..files import write_json
+from ..runtime.checkpointer import AtomicCheckpointer
+from ..runtime.files import write_json
+from ..runtime.launch import launch, share_cores
 from .metrics import read_metrics, seconds_per_iteration, training_curves, training_summary
 from .runs import read_json
 from .scalars import write_scalars

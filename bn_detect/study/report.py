@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from ..files import write_atomically
+from ..runtime.files import write_atomically
 from .figures import draw_figures
 from .summary import ArmSummary, cells, summarize, table
 

@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..files import write_json
+from ..runtime.files import write_json
 from .plan import Study
 from .runs import Run
 from .versions import versions

@@ -12,7 +12,7 @@ import yaml
 from detectron2.config import CfgNode
 
 from ..engine.trainer import BNTrainer
-from ..files import write_atomically, write_json
+from ..runtime.files import write_atomically, write_json
 from .metrics import latest
 from .plan import Study
 from .settings import arm_config

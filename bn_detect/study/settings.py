@@ -4,11 +4,11 @@ import argparse
 
 from detectron2.config import CfgNode
 
+from ..configuration.reading import read_config
+from ..configuration.validation import validate_config
 from ..engine.evaluation import kinds_of
-from ..engine.train import read_config
 from ..engine.trainer import BNTrainer
 from ..engine.trial import check_bn_layers, check_builds
-from ..engine.validation import validate_config
 from .plan import Arm, Study
 
 

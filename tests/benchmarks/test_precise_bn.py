@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from bn_detect.benchmarks.main import main
 from bn_detect.benchmarks.precise_bn import Errors, _errors
 from bn_detect.benchmarks.timing import interleaved, ratios, spread
+from bn_detect.commands.benchmark import main
 
 
 def test_command(tmp_path, capsys):

@@ -28,8 +28,9 @@ from bn_detect.benchmarks.traffic_model import (
     wire,
 )
 from bn_detect.distributed.collectives import default_group
-from bn_detect.layers import NormalizationBatch, average_running_statistics
+from bn_detect.layers import NormalizationBatch
 from bn_detect.modeling import BNConvFCHead
+from bn_detect.population.averaging import average_running_statistics
 from tests.helpers.ranks import run_worlds
 
 REPOSITORY = Path(__file__).parents[2]

@@ -9,7 +9,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 
 from bn_detect import add_bn_detect_config
-from bn_detect.engine.validation import validate_config
+from bn_detect.configuration.validation import validate_config
 from bn_detect.layers import DomainBatchNorm2d, RoIBatchNorm2d
 
 CONFIGS = Path(__file__).parents[2] / "configs"

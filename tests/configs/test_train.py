@@ -25,7 +25,7 @@ ROW2, ROW3 = (
 )
 PROGRAM = """
 import json, sys
-from bn_detect.engine.train import main
+from bn_detect.commands.train import main
 for arguments in json.load(open(sys.argv[1])):
     assert main(arguments) == 0, arguments
 """

@@ -7,7 +7,7 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from bn_detect.data import prepare_neon_trees
-from bn_detect.data.deepforest_wheel import fetch_wheel
+from bn_detect.data.datasets.deepforest_wheel import fetch_wheel
 from tests.data.small_dataset import Dataset
 
 

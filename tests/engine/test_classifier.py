@@ -12,7 +12,7 @@ from bn_detect.engine.evaluation import evaluate_under, evaluation_table
 from tests.configs.test_configs import load
 from tests.data.image_folders import make_image_folders
 
-from .in_process import assert_same_bits, checkpoint
+from ..helpers.in_process import assert_same_bits, checkpoint
 
 NAMES = ("tiny_classes_train", "tiny_classes_val")
 

@@ -11,7 +11,7 @@ from bn_detect.engine.domain_shift import evaluate_on, with_statistics_of
 from bn_detect.engine.target_images import TargetImages
 from tests.helpers.ranks import run_ranks
 
-from .in_process import Trainer, config, statistics
+from ..helpers.in_process import Trainer, config, statistics
 
 TARGET = "in_process_train_corrupted_gaussian_noise_3"
 

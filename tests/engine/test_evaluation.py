@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from bn_detect.engine.train import main, parse_arguments
+from bn_detect.commands.train import main, parse_arguments
 
 
 @pytest.mark.parametrize("kinds", ["population precise", "population,precise"])
@@ -37,7 +37,7 @@ def test_unknown_eval_stats(kinds, capsys):
     ],
 )
 def test_eval_stats_that_mean_nothing_for_the_model(kinds, norm, message, capsys, monkeypatch):
-    monkeypatch.setattr("bn_detect.engine.train.launch", None)  # nothing may start
+    monkeypatch.setattr("bn_detect.commands.train.launch", None)  # nothing may start
     words = f"--config-file configs/neon/Base-RCNN-lean-FPN.yaml --eval-only --eval-stats {kinds}"
     options = f"MODEL.ROI_BOX_HEAD.NORM {norm} DATASETS.TRAIN () DATASETS.TEST ()"
     assert main(f"{words} {options}".split()) == 2
@@ -45,7 +45,7 @@ def test_eval_stats_that_mean_nothing_for_the_model(kinds, norm, message, capsys
 
 
 def test_eval_stats_do_not_train(capsys, monkeypatch):
-    monkeypatch.setattr("bn_detect.engine.train.launch", None)  # nothing may start
+    monkeypatch.setattr("bn_detect.commands.train.launch", None)  # nothing may start
     config = "configs/neon/faster_rcnn_lean_FPN_worker.yaml"
     assert main(["--config-file", config, "--eval-stats", "precise", "DATASETS.TEST", "()"]) == 2
     assert "--eval-stats precise needs --eval-only" in capsys.readouterr().err

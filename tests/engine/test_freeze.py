@@ -10,11 +10,12 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch import nn
 
-from bn_detect.engine import FreezeBN, update_population_stats
+from bn_detect.engine import FreezeBN
 from bn_detect.layers import NormalizationBatch, RoIBatchNorm2d
+from bn_detect.population import update_population_stats
 from tests.helpers.ranks import run_ranks
 
-from .in_process import Trainer, assert_same_bits, checkpoint, config, statistics, trained
+from ..helpers.in_process import Trainer, assert_same_bits, checkpoint, config, statistics, trained
 
 FREEZE = 3
 PRECISE = {"TEST__PRECISE_BN__ENABLED": True, "TEST__PRECISE_BN__NUM_ITER": 2}

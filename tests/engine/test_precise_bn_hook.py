@@ -6,11 +6,12 @@ from detectron2.config import LazyCall, instantiate
 from detectron2.engine import SimpleTrainer, hooks
 from torch import nn
 
-from bn_detect.engine import FreezeBN, PreciseBN, update_population_stats
-from bn_detect.engine.population import ROI_SOURCES
-from bn_detect.engine.train import main
+from bn_detect.commands.train import main
+from bn_detect.engine import FreezeBN, PreciseBN
+from bn_detect.population import update_population_stats
+from bn_detect.population.precise_bn import ROI_SOURCES
 
-from .in_process import Trainer, assert_same_bits, checkpoint, config, statistics, trained
+from ..helpers.in_process import Trainer, assert_same_bits, checkpoint, config, statistics, trained
 
 PRECISE = {"TEST__PRECISE_BN__ENABLED": True, "TEST__PRECISE_BN__NUM_ITER": 2}
 

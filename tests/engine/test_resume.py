@@ -7,7 +7,7 @@ import sys
 
 import torch
 
-from tests.engine.conftest import children_of, wait_for
+from tests.helpers.train_net import children_of, wait_for
 
 SETTINGS = {
     "SOLVER__MAX_ITER": 10,
@@ -57,7 +57,7 @@ def test_random_seed_is_kept_for_the_resumed_run(train_net, tmp_path):
 
 KILL_WHILE_SAVING = """
 import os, random, signal, sys, time, torch
-from bn_detect.engine.checkpointer import AtomicCheckpointer
+from bn_detect.runtime.checkpointer import AtomicCheckpointer
 folder, rng = sys.argv[1], random.Random(0)
 for kill in range(10):
     child = os.fork()

@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from tests.engine.conftest import Command
 from tests.helpers.ranks import run_ranks
+from tests.helpers.train_net import Command
 
 RUNS = {
     # An untrained detector's scores are low.
@@ -28,8 +28,9 @@ def train(rank: int, arguments: list[str]) -> dict:
     from detectron2.engine import HookBase
     from detectron2.utils.events import get_event_storage
 
+    from bn_detect.commands.train import argument_parser
+    from bn_detect.configuration.reading import read_config
     from bn_detect.engine import BNTrainer
-    from bn_detect.engine.train import argument_parser, read_config
 
     class Recorder(HookBase):
         def __init__(self):

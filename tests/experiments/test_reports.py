@@ -2,9 +2,9 @@
 
 import pytest
 
+from bn_detect.commands.experiments import EXPERIMENTS, by_arm, grouped
 from bn_detect.experiments import averages, domains, same_class, sizes
 from bn_detect.experiments.document import write_document
-from bn_detect.experiments.main import EXPERIMENTS, by_arm, grouped
 
 SEEDS = (1, 2, 3)
 

@@ -15,8 +15,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.engine.conftest import REPOSITORY, Command
 from tests.helpers.coco_folder import make_coco_folder
+from tests.helpers.train_net import REPOSITORY, Command
 
 
 @dataclass

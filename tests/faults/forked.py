@@ -18,7 +18,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from detectron2.modeling import GeneralizedRCNN
 
-from bn_detect.engine import train
+from bn_detect.commands import train
 
 PHASES = {
     "forward": (GeneralizedRCNN, "forward"),

@@ -19,13 +19,13 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 from PIL import Image
 
+from bn_detect.commands import train as train_command
+from bn_detect.commands.study import argument_parser, configured, plan
 from bn_detect.data import BNDatasetMapper, check_dataset
 from bn_detect.engine import BNTrainer
-from bn_detect.engine import train as train_command
-from bn_detect.study.main import argument_parser, configured, plan
 from tests.data.small_dataset import small_dataset
-from tests.engine.conftest import REPOSITORY
-from tests.engine.in_process import config
+from tests.helpers.in_process import config
+from tests.helpers.train_net import REPOSITORY
 
 from .mutations import UNTOUCHED, mutants
 

@@ -12,8 +12,8 @@ import torch.distributed as dist
 from detectron2.engine import HookBase
 
 from bn_detect.engine import BNTrainer
-from tests.engine.conftest import REPOSITORY
 from tests.helpers.ranks import run_ranks
+from tests.helpers.train_net import REPOSITORY
 
 matplotlib.use("Agg")
 
@@ -45,7 +45,7 @@ class Sampler(HookBase):
 
 
 def train(rank: int, world_size: int, root: Path, output: Path, iterations: int) -> list[tuple]:
-    from tests.engine.in_process import config
+    from tests.helpers.in_process import config
 
     period = max(15, iterations // 8)
     cfg = config(

@@ -8,16 +8,16 @@ from detectron2.engine import SimpleTrainer
 from torch import nn
 
 from bn_detect import update_population_stats
-from bn_detect.engine.checkpointer import AtomicCheckpointer
 from bn_detect.engine.step_guard import StepGuard, guarded
 from bn_detect.layers import (
     DomainBatchNorm2d,
     NormalizationBatch,
     RoIBatchNorm2d,
     RoILayout,
-    average_running_statistics,
     grouped_batch_norm,
 )
+from bn_detect.population.averaging import average_running_statistics
+from bn_detect.runtime.checkpointer import AtomicCheckpointer
 from tests.helpers.ranks import run_ranks
 from tests.layers.reference import EPS, grouped_reference
 

@@ -11,12 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bn_detect.distributed.collectives import all_gather_int
-from bn_detect.layers import (
-    NormalizationBatch,
-    RoIBatchNorm2d,
-    RoILayout,
-    average_running_statistics,
-)
+from bn_detect.layers import NormalizationBatch, RoIBatchNorm2d, RoILayout
+from bn_detect.population.averaging import average_running_statistics
 from tests.helpers.ranks import run_ranks
 from tests.layers.reference import EPS, affine, features, grouped_reference, loss
 

@@ -11,15 +11,15 @@ import pytest
 import torch
 from torch import nn
 
+from bn_detect.commands.precise_bn import read_state
 from bn_detect.data import DatasetError, check_dataset
 from bn_detect.data.corrupted import corrupted_name
-from bn_detect.data.deepforest_wheel import read_sources
-from bn_detect.engine.checkpointer import AtomicCheckpointer, CheckpointError
-from bn_detect.engine.rewrite import read_state
-from bn_detect.files import as_folder_name
+from bn_detect.data.datasets.deepforest_wheel import read_sources
+from bn_detect.runtime.checkpointer import AtomicCheckpointer, CheckpointError
+from bn_detect.runtime.files import as_folder_name
 from bn_detect.study.plan import read_study
 from bn_detect.study.report import write_report
-from tests.engine.conftest import REPOSITORY
+from tests.helpers.train_net import REPOSITORY
 from tests.study.made_up import HOSTILE, run, study
 
 from .fork_server import wait_for
@@ -105,7 +105,7 @@ def test_harmless_pickle(tmp_path, happened):
 @pytest.mark.parametrize("kind", ["config", "study"])
 @pytest.mark.fault("a {kind} YAML with a tag that executes code", should="refused, not executed")
 def test_yaml_with_code(kind, tmp_path, happened, capsys):
-    from bn_detect.engine.train import main
+    from bn_detect.commands.train import main
 
     path, mark = tmp_path / "file.yaml", tmp_path / "mark"
     base = REPOSITORY / "configs/neon/Base-RCNN-lean-FPN.yaml"

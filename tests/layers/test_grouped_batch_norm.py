@@ -6,15 +6,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from bn_detect.layers import grouped_batch_norm
 
-from .reference import (
-    EPS,
-    affine,
-    assert_same,
-    features,
-    group_ids,
-    grouped_reference,
-    outcome,
-)
+from .reference import EPS, affine, assert_same, features, group_ids, grouped_reference, outcome
 
 SPLITS = [(5, 3), (8, 0), (0, 0), (1, 7), (3, 0, 1, 6)]
 POPULATION = (

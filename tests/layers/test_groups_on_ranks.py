@@ -6,13 +6,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from bn_detect.distributed import shuffle_rois
-from bn_detect.layers import (
-    NormalizationBatch,
-    RoIBatchNorm2d,
-    RoILayout,
-    average_running_statistics,
-    grouped_batch_norm,
-)
+from bn_detect.layers import NormalizationBatch, RoIBatchNorm2d, RoILayout, grouped_batch_norm
+from bn_detect.population.averaging import average_running_statistics
 
 from .reference import EPS, affine, features, group_ids, grouped_reference, outcome
 from .test_heads_on_ranks import STEPS

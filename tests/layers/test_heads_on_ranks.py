@@ -9,12 +9,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from bn_detect.distributed import unshuffle_rois
-from bn_detect.layers import (
-    NormalizationBatch,
-    RoILayout,
-    average_running_statistics,
-    use_layout,
-)
+from bn_detect.layers import NormalizationBatch, RoILayout, use_layout
+from bn_detect.population.averaging import average_running_statistics
 
 from .reference import affine, features, loss
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from bn_detect import update_population_stats
-from bn_detect.layers import ImageLayout, average_running_statistics, convert_batchnorm
+from bn_detect.layers import ImageLayout, convert_batchnorm
+from bn_detect.population.averaging import average_running_statistics
 
 IMAGES = 12
 BATCHES = ("worker", "shuffled", "global", "images")

@@ -16,10 +16,10 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from bn_detect.engine import update_population_stats
-from bn_detect.engine.validation import validate_config
+from bn_detect.configuration.validation import validate_config
 from bn_detect.layers import DomainBatchNorm2d
 from bn_detect.modeling import BNRetinaNet, BNRetinaNetHead, BNRPNHead
+from bn_detect.population import update_population_stats
 from tests.helpers.ranks import run_ranks
 
 from .images import model_inputs

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from bn_detect.layers import average_running_statistics, set_iteration
+from bn_detect.layers import set_iteration
+from bn_detect.population.averaging import average_running_statistics
 
 from ..helpers.ranks import run_ranks
 from .images import SampledImages

@@ -10,15 +10,10 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from bn_detect import NormalizationBatch
-from bn_detect.probes import (
-    companion_swap,
-    cross_roi_jacobian,
-    decomposition,
-    statistics_probe,
-)
+from bn_detect.probes import companion_swap, cross_roi_jacobian, decomposition, statistics_probe
 from bn_detect.probes.probing import Groups, find_head, probing
-from tests.engine.snapshot import Snapshot
 from tests.modeling.small import CLASSES, KINDS
+from tests.population.snapshot import Snapshot
 
 from .models import EVERY, TORCHVISION, batches, detector
 from .test_swap import assert_exactly_0

@@ -16,7 +16,7 @@ from bn_detect.probes import (
     probing,
     statistics_probe,
 )
-from tests.engine.snapshot import Snapshot
+from tests.population.snapshot import Snapshot
 
 from . import toy
 from .models import batches, detector

@@ -10,8 +10,8 @@ import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
-from tests.engine.conftest import REPOSITORY, TINY
 from tests.helpers.coco_folder import make_coco_folder
+from tests.helpers.train_net import REPOSITORY, TINY
 
 NAMES = ("coco_2017_train", "coco_2017_val")
 

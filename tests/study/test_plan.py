@@ -6,11 +6,11 @@ import json
 import pytest
 import yaml
 
-from bn_detect.study.main import main
+from bn_detect.commands.study import main
 from bn_detect.study.plan import MEASURES, Arm, Study, read_study
 from bn_detect.study.settings import arm_config
 
-from ..engine.conftest import REPOSITORY
+from ..helpers.train_net import REPOSITORY
 
 STUDIES = REPOSITORY / "configs" / "studies"
 WORKER = {"name": "worker", "options": {"MODEL.ROI_BN.BATCH": "worker"}}

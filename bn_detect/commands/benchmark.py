@@ -1,0 +1,45 @@
+"""The command line of tools/benchmark.py."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from ..benchmarks import head, layer, precise_bn, scaling, traffic, train
+from ..runtime.files import write_json
+
+# Each has HELP, add_arguments(parser) and run(args) -> (text to print, result for --json).
+SUBCOMMANDS = {
+    "layer": layer,
+    "head": head,
+    "traffic": traffic,
+    "scaling": scaling,
+    "train": train,
+    "precise-bn": precise_bn,
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = argparse.ArgumentParser(description="Measure, and print a table.")
+    commands = parser.add_subparsers(required=True, metavar="WHAT")
+    for name, module in SUBCOMMANDS.items():
+        command = commands.add_parser(
+            name, help=module.HELP, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        )
+        command.set_defaults(run=module.run)
+        command.add_argument("--json", type=Path, metavar="FILE", help="write all numbers here")
+        command.add_argument(
+            "--output", type=Path, default=Path("output/benchmark"), help="folder for pictures"
+        )
+        module.add_arguments(command)
+    args = parser.parse_args(arguments)
+    try:
+        args.output.mkdir(parents=True, exist_ok=True)
+        text, result = args.run(args)
+        print(text)
+        if args.json:
+            write_json(args.json, result)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0

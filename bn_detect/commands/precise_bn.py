@@ -1,0 +1,205 @@
+"""What `tools/precise_bn.py` does: give a checkpoint file the statistics of a PreciseBN pass."""
+
+import argparse
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.logger import setup_logger
+from torch import nn
+
+from ..configuration.validation import validate_config
+from ..data import check_datasets, register_derived
+from ..engine.evaluation import evaluate_under, evaluation_table, precise_bn
+from ..engine.trainer import BNTrainer
+from ..layers import fill_domains
+from ..population.precise_bn import ROI_SOURCES, select_bn_layers
+from ..runtime.checkpoint_file import CheckpointError, add_trust_option, read_checkpoint
+from ..runtime.files import write_atomically
+from ..runtime.launch import FILE_ERRORS, WorkerDied, expected_world_size, launch, share_cores
+from ..runtime.signals import Interrupted
+from .train import read_config
+
+TIMEOUT = timedelta(minutes=30)
+STATISTICS = ("running_mean", "running_var")
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Rewrite a checkpoint with PreciseBN statistics; all else in it is kept."
+    )
+    add = parser.add_argument
+    add("--config-file", required=True, metavar="FILE")
+    add("--weights", required=True, type=Path, metavar="IN.pth", help="the checkpoint to read")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--output", type=Path, metavar="OUT.pth", help="the checkpoint to write")
+    where.add_argument("--in-place", action="store_true", help="write over --weights")
+    add("--overwrite", action="store_true", help="--output may exist")
+    add("--num-iter", type=int, metavar="N", help="batches per worker (TEST.PRECISE_BN.NUM_ITER)")
+    add("--roi-source", choices=ROI_SOURCES, help="TEST.PRECISE_BN.ROI_SOURCE")
+    add(
+        "--modules",
+        type=lambda text: text.split(","),
+        metavar="NAME,...",
+        help="dotted prefixes of the modules to update (TEST.PRECISE_BN.MODULES)",
+    )
+    add(
+        "--per-domain",
+        action="store_true",
+        help="write statistics of each feature level, of a head trained with shared ones "
+        "(MODEL.DOMAIN_BN.POPULATION domain, with which the output is then used)",
+    )
+    add("--evaluate", action="store_true", help="on DATASETS.TEST, before and after")
+    add("--num-gpus", type=int, default=1, metavar="N", help="workers: GPUs, or processes on CPU")
+    add_trust_option(parser)
+    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys")
+    return parser
+
+
+def configured(args: argparse.Namespace) -> CfgNode:
+    """The config with the command's own options in it.
+
+    Raises:
+        ValueError: see `read_config`.
+    """
+    settings = {"ENABLED": True, "NUM_ITER": args.num_iter, "ROI_SOURCE": args.roi_source}
+    settings["MODULES"] = args.modules
+    options = [
+        text
+        for key, value in settings.items()
+        if value is not None
+        for text in (f"TEST.PRECISE_BN.{key}", str(value))
+    ]
+    if args.per_domain:
+        options += ["MODEL.DOMAIN_BN.POPULATION", "domain"]
+    return read_config(argparse.Namespace(config_file=args.config_file, opts=args.opts + options))
+
+
+def check_files(args: argparse.Namespace) -> None:
+    """Raise ValueError for an input that is missing, or an output that would be lost."""
+    if not args.weights.is_file():
+        raise ValueError(f"--weights {args.weights}: no such file")
+    if args.in_place:
+        return
+    if args.output.exists() and args.output.samefile(args.weights):
+        raise ValueError(f"--output {args.output} is --weights; use --in-place to write over it")
+    if args.output.exists() and not args.overwrite:
+        raise ValueError(f"--output {args.output} exists; use --overwrite to replace it")
+    if not args.output.parent.is_dir():
+        raise ValueError(f"--output {args.output}: no folder {args.output.parent}")
+
+
+def read_state(path: Path, trust: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """All entries of the file, and the one of them (or all) that is the model's state.
+
+    Raises:
+        ValueError: it is no checkpoint of torch tensors, or see `read_checkpoint`.
+    """
+    try:
+        checkpoint = read_checkpoint(path, trust=trust)
+    except CheckpointError as error:
+        raise ValueError(f"--weights: {error}") from error
+    state = checkpoint.get("model", checkpoint) if isinstance(checkpoint, dict) else None
+    if not isinstance(state, dict) or not any(torch.is_tensor(v) for v in state.values()):
+        raise ValueError(f"--weights {path} holds no state of a model")
+    return checkpoint, state
+
+
+def load_all(model: nn.Module, state: dict[str, Any], path: Path) -> None:
+    """Load every parameter and buffer; entries that the model lacks are fine.
+
+    Where the model keeps statistics per domain and `state` shared ones, each domain gets those.
+
+    Raises:
+        ValueError: one is missing, or of another shape: with a part at its initial values, the
+            statistics would be those of another model.
+    """
+    fill_domains(model, state)
+    try:
+        missing = model.load_state_dict(state, strict=False).missing_keys
+    except RuntimeError as error:
+        raise ValueError(f"--weights {path} does not fit --config-file: {error}") from error
+    missing = [key for key in missing if not key.endswith("num_batches_tracked")]
+    if missing:
+        raise ValueError(
+            f"--weights {path} does not fit --config-file: it lacks {', '.join(missing[:3])}"
+            f"{' and others' if len(missing) > 3 else ''}"
+        )
+
+
+def check(cfg: CfgNode, args: argparse.Namespace, world_size: int) -> None:
+    """Everything that can be known to fail before the workers start.
+
+    Raises:
+        ValueError: a setting, the dataset, the checkpoint, or a model without BN.
+    """
+    validate_config(BNTrainer.auto_scale_workers(cfg, world_size), world_size)
+    names = [*cfg.DATASETS.TRAIN, *(cfg.DATASETS.TEST if args.evaluate else ())]
+    register_derived(names)
+    check_datasets(names)
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = "cpu"
+    model = BNTrainer.build_model(cfg)
+    select_bn_layers(model, cfg.TEST.PRECISE_BN.MODULES or None)
+    load_all(model, read_state(args.weights, args.trust_checkpoint)[1], args.weights)
+
+
+def work(args: argparse.Namespace) -> None:
+    """One worker's part."""
+    setup_logger(distributed_rank=comm.get_rank())
+    cfg = BNTrainer.auto_scale_workers(configured(args), comm.get_world_size())
+    if cfg.MODEL.DEVICE == "cpu":
+        share_cores()
+    seed_all_rng(max(cfg.SEED, 0) + comm.get_rank())
+    register_derived([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
+    model = BNTrainer.build_model(cfg)
+    checkpoint, state = read_state(args.weights, args.trust_checkpoint)
+    load_all(model, state, args.weights)
+    every = evaluate_under(cfg, model, ["population"]) if args.evaluate else {}
+    precise_bn(cfg, model)
+    if comm.is_main_process():
+        for name, layer in select_bn_layers(model, cfg.TEST.PRECISE_BN.MODULES or None).items():
+            for part in STATISTICS:
+                key = f"{name}.{part}"
+                state[key] = getattr(layer, part).to("cpu", state[key].dtype)
+        output = args.weights if args.in_place else args.output
+        write_atomically(output, lambda file: torch.save(checkpoint, file))
+        print(f"Written to {output}")
+        if args.per_domain:
+            print("Use it with MODEL.DOMAIN_BN.POPULATION domain")
+    if args.evaluate:
+        results = {"before": every["population"]}
+        results["after"] = evaluate_under(cfg, model, ["population"])["population"]
+        if comm.is_main_process():
+            print(evaluation_table(results))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns its exit code: 0, 1 for a lost worker, 2 for what the user got wrong."""
+    args = argument_parser().parse_args(arguments)
+    try:
+        check_files(args)
+        world_size = expected_world_size(args.num_gpus, 1)
+        check(configured(args), args, world_size)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    try:
+        launch(work, args.num_gpus, timeout=TIMEOUT, args=(args,))
+    except WorkerDied as error:
+        print(error.traceback, file=sys.stderr)
+        print(f"error: {error}; nothing was written", file=sys.stderr)
+        return 1
+    except Interrupted as interrupted:
+        print(f"interrupted by {interrupted.name}; nothing was written", file=sys.stderr)
+        return interrupted.code
+    except FILE_ERRORS as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0

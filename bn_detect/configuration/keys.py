@@ -1,0 +1,128 @@
+"""Every config key of the package, with its default."""
+
+import contextlib
+import re
+from collections.abc import Iterator
+from dataclasses import fields
+
+from detectron2.config import CfgNode as CN
+
+from ..layers import NormalizationBatch
+
+_SETTINGS = "|".join(field.name for field in fields(NormalizationBatch))
+
+
+def add_bn_detect_config(cfg: CN) -> None:
+    """Add the keys of bn_detect to a Detectron2 config, in place.
+
+    Where a head's own NORM is "BN", `MODEL.ROI_BN` says which RoIs are its normalization batch.
+    """
+    _C = cfg
+    _C.MODEL.ROI_BN = CN()
+    # Whose statistics normalize a RoI during SGD: those of the RoIs of
+    #   "images":   IMAGES_PER_GROUP consecutive images of a worker
+    #   "worker":   a worker (per-GPU BN)
+    #   "shuffled": a fresh random part of the RoIs of all workers, as many parts as workers
+    #   "global":   all workers (SyncBN)
+    _C.MODEL.ROI_BN.BATCH = "worker"
+    # Images whose RoIs form one group under "images".
+    _C.MODEL.ROI_BN.IMAGES_PER_GROUP = 1
+    # Split the images of each process into this many consecutive parts, each of which counts as a
+    # worker: 8 x 2 images on one GPU is IMS_PER_BATCH 16 with VIRTUAL_WORKERS 8.
+    _C.MODEL.ROI_BN.VIRTUAL_WORKERS = 1
+    # How "shuffled" is done: "statistics" reduces the statistics of the groups and leaves the RoIs
+    # where they are; "features" moves the RoI features between the workers. Same results.
+    _C.MODEL.ROI_BN.EXCHANGE = "statistics"
+    # "shuffled" within groups of this many consecutive workers (virtual ones count), say those of
+    # one node, each group by itself; 0: all workers.
+    _C.MODEL.ROI_BN.SHUFFLE_GROUPS = 0
+    # What normalizes at inference: "population" (the moving average, or PreciseBN's estimate) or
+    # "minibatch" (the RoIs of TEST_IMAGES_PER_GROUP test images).
+    _C.MODEL.ROI_BN.TEST_STATS = "population"
+    # Consecutive test images whose RoIs form one group under TEST_STATS "minibatch"; test batches
+    # then hold that many images. Above 1, predictions depend on the order of the images.
+    _C.MODEL.ROI_BN.TEST_IMAGES_PER_GROUP = 1
+
+    # From this iteration on, normalize with population statistics in training too; -1: never. With
+    # TEST.PRECISE_BN.ENABLED, those of a PreciseBN pass.
+    _C.MODEL.ROI_BN.FREEZE_ITER = -1
+    # Dotted prefixes of the modules whose BN layers FREEZE_ITER freezes; empty: all.
+    _C.MODEL.ROI_BN.FREEZE_MODULES = ["roi_heads"]
+
+    # Iterations between records of one channel's mean in each RoI BN layer: of the mini-batch, by
+    # the moving average and by a PreciseBN pass (of TEST.PRECISE_BN.NUM_ITER batches; it takes
+    # time). Into TensorBoard, bn_statistics.json and bn_statistics.png; 0: never.
+    _C.MODEL.ROI_BN.LOG_STATS = 0
+
+    # PreciseBN, with Detectron2's own keys ENABLED and NUM_ITER (batches per worker).
+    # Dotted prefixes of the modules whose BN layers it updates; empty: all.
+    _C.TEST.PRECISE_BN.MODULES = []
+    # RoIs that the head statistics come from: "train" (sampled as in training, ground truth added)
+    # or "test" (the proposals and detections that inference feeds to the heads).
+    _C.TEST.PRECISE_BN.ROI_SOURCE = "train"
+    # Iterations between passes; 0: before each evaluation. Always at the end as well.
+    _C.TEST.PRECISE_BN.PERIOD = 0
+
+    # BatchNorm in heads that all feature levels share, each level a domain: BNRetinaNet, where
+    # MODEL.RETINANET.NORM is "BN" or "SyncBN", and BNRPNHead, where MODEL.RPN.NORM is. "shared" by
+    # the levels, or of each "domain" by itself, are
+    _C.MODEL.DOMAIN_BN = CN()
+    # ... the statistics that normalize in training,
+    _C.MODEL.DOMAIN_BN.BATCH = "shared"
+    # ... those that normalize at inference,
+    _C.MODEL.DOMAIN_BN.POPULATION = "shared"
+    # ... and weight and bias.
+    _C.MODEL.DOMAIN_BN.AFFINE = "shared"
+    # Norm of BNRPNHead; Detectron2's RPN head has none: "", "GN", "BN", "SyncBN", ...
+    _C.MODEL.RPN.NORM = ""
+
+    # "SGD", as in Detectron2, or "ADAMW".
+    _C.SOLVER.OPTIMIZER = "SGD"
+    # Learning rate of the backbone's parameters, relative to BASE_LR.
+    _C.SOLVER.BACKBONE_MULTIPLIER = 1.0
+
+    # BNImageClassifier, whose images are to MODEL.ROI_BN what RoIs are to a detector.
+    _C.MODEL.CLASSIFIER = CN()
+    _C.MODEL.CLASSIFIER.NUM_CLASSES = 1000
+    # Its training images: those of a worker (virtual ones count) in a step are of this many
+    # classes, drawn anew for each step; 0: of any.
+    _C.DATALOADER.CLASSES_PER_WORKER_BATCH = 0
+
+    # Detectron2's keypoint head has no norm: "", "GN", "BN", ... as in the other heads.
+    _C.MODEL.ROI_KEYPOINT_HEAD.NORM = ""
+
+
+def normalization_batch(cfg: CN) -> NormalizationBatch:
+    """`MODEL.ROI_BN` as the object that the layers take.
+
+    Raises:
+        ValueError: a value that is not valid, or two that exclude each other.
+    """
+    roi_bn = cfg.MODEL.ROI_BN
+    with naming_keys():
+        return NormalizationBatch(
+            batch=roi_bn.BATCH,
+            images_per_group=roi_bn.IMAGES_PER_GROUP,
+            virtual_workers=roi_bn.VIRTUAL_WORKERS,
+            exchange=roi_bn.EXCHANGE,
+            shuffle_groups=roi_bn.SHUFFLE_GROUPS,
+            test_stats=roi_bn.TEST_STATS,
+            test_images_per_group=roi_bn.TEST_IMAGES_PER_GROUP,
+            seed=max(cfg.SEED, 0),  # -1: a random start; shuffles are the same on all workers
+        )
+
+
+@contextlib.contextmanager
+def naming_keys() -> Iterator[None]:
+    """Let an error of `NormalizationBatch` speak of MODEL.ROI_BN.BATCH where it says batch."""
+    try:
+        yield
+    except ValueError as error:
+        # Not of the values, which are in quotes.
+        named = re.sub(rf"(?<!')\b({_SETTINGS})\b", lambda found: found[0].upper(), str(error))
+        raise ValueError(f"MODEL.ROI_BN.{named}") from error
+
+
+def domain_choices(cfg: CN) -> dict[str, str]:
+    """`MODEL.DOMAIN_BN` as the keyword arguments that `DomainBatchNorm2d` takes."""
+    return {key.lower(): value for key, value in cfg.MODEL.DOMAIN_BN.items()}

@@ -1,0 +1,37 @@
+"""Find what cannot work in MODEL.DOMAIN_BN and the heads that follow it."""
+
+from detectron2.config import CfgNode, get_cfg
+
+from ..layers.level_batch_norm import DOMAIN_CHOICES
+from ..modeling import BNRPNHead
+from .keys import add_bn_detect_config
+
+_BATCH_NORMS = ("BN", "SyncBN")
+
+
+def check_domains(cfg: CfgNode) -> None:
+    """Raise ValueError, naming key and value, for the first setting that cannot work."""
+    default = get_cfg()
+    add_bn_detect_config(default)
+    for key, value in cfg.MODEL.DOMAIN_BN.items():
+        if value not in DOMAIN_CHOICES:
+            raise ValueError(f"MODEL.DOMAIN_BN.{key} is {value!r}; it must be 'shared' or 'domain'")
+    changed = [
+        f"MODEL.DOMAIN_BN.{key} {value}"
+        for key, value in cfg.MODEL.DOMAIN_BN.items()
+        if value != default.MODEL.DOMAIN_BN[key]
+    ]
+    rpn = cfg.MODEL.RPN
+    if rpn.NORM and BNRPNHead.__name__ != rpn.HEAD_NAME:
+        raise ValueError(
+            f"MODEL.RPN.NORM is {rpn.NORM!r}, but MODEL.RPN.HEAD_NAME is {rpn.HEAD_NAME!r}, which "
+            f"has no norm; use {BNRPNHead.__name__!r}"
+        )
+    retinanet = cfg.MODEL.META_ARCHITECTURE == "BNRetinaNet"
+    norm = cfg.MODEL.RETINANET.NORM if retinanet else rpn.NORM
+    if changed and norm not in _BATCH_NORMS:
+        raise ValueError(
+            f"{', '.join(changed)}: set, but no head has BatchNorm over the feature levels; use "
+            "MODEL.META_ARCHITECTURE 'BNRetinaNet' with MODEL.RETINANET.NORM 'SyncBN', or "
+            "MODEL.RPN.HEAD_NAME 'BNRPNHead' with MODEL.RPN.NORM 'SyncBN'"
+        )

@@ -1,0 +1,88 @@
+"""Read a config: a YAML file, KEY VALUE pairs, and the checks that need only the values."""
+
+import argparse
+import difflib
+import re
+
+import yaml
+from detectron2.config import CfgNode, get_cfg
+
+from .keys import add_bn_detect_config
+from .safe_config import SafeConfig
+from .values import check_values, value_of
+
+
+def read_config(args: argparse.Namespace) -> CfgNode:
+    """The frozen config of `--config-file` and the KEY VALUE pairs.
+
+    Raises:
+        ValueError: a file that is not there, an unknown key (with the nearest known one), or a
+            value of the wrong type.
+    """
+    cfg = get_cfg()
+    add_bn_detect_config(cfg)
+    cfg = SafeConfig(cfg)  # with all its nodes, which must be of the type of those read
+    if args.config_file:
+        _merge_file(cfg, args.config_file)
+    _merge_pairs(cfg, args.opts)
+    check_values(cfg)
+    cfg.freeze()
+    return cfg
+
+
+def _merge_file(cfg: CfgNode, file: str) -> None:
+    try:
+        cfg.merge_from_file(file, allow_unsafe=False)
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"--config-file {file}: {error}".replace("\n", " ")) from error
+    except (KeyError, AssertionError) as error:
+        raise ValueError(f"{error.args[0]}{_nearest_key(cfg, str(error.args[0]))}") from error
+    except ValueError as error:
+        raise ValueError(f"--config-file {file}: {_shortened(error)}") from error
+    except (AttributeError, RecursionError, TypeError) as error:
+        message = f"--config-file {file} is no mapping of keys to values: {error}"
+        raise ValueError(message) from error
+
+
+def _merge_pairs(cfg: CfgNode, words: list) -> None:
+    if len(words) % 2:
+        raise ValueError(f"KEY VALUE pairs: {words[-1]!r} is left over; there must be pairs")
+    for key, value in zip(words[::2], words[1::2], strict=True):
+        try:
+            cfg.merge_from_list([key, value])
+        except (KeyError, AssertionError) as error:
+            raise ValueError(f"{error.args[0]}{_nearest_key(cfg, str(error.args[0]))}") from error
+        except (AttributeError, RecursionError, TypeError, ValueError) as error:
+            if isinstance(value_of(cfg, key), list | tuple):
+                said = f'; it must be a list, as "{_as_list(str(value))}"'
+            else:
+                said = f": {_shortened(error)}"
+            raise ValueError(f"{key} is {value!r:.100}{said}") from error
+
+
+def _as_list(value: str) -> str:
+    """How words are written as a list, some of whose signs a shell may have taken."""
+    words = re.findall(r"[^\s,'\"()\[\]]+", value)
+    return f"[{', '.join(word if word.isdecimal() else repr(word) for word in words)}]"
+
+
+def _shortened(error: Exception) -> str:
+    """The message in one line; it may hold a whole section of the config."""
+    words = " ".join(str(error).split())
+    return words if len(words) < 400 else f"{words[:150]} ... {words[-150:]}"
+
+
+def _nearest_key(cfg: CfgNode, message: str) -> str:
+    key = message.rsplit(" ", 1)[-1].strip(".'\"")
+    near = difflib.get_close_matches(key, _keys(cfg), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _keys(cfg: CfgNode, prefix: str = "") -> list[str]:
+    return [
+        key
+        for name, value in cfg.items()
+        for key in (
+            _keys(value, f"{prefix}{name}.") if isinstance(value, CfgNode) else [prefix + name]
+        )
+    ]

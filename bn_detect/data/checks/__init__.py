@@ -1,0 +1,1 @@
+"""Checks of a registered dataset before time is spent on it."""

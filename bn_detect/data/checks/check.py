@@ -1,0 +1,177 @@
+"""Check registered datasets before time is spent on them."""
+
+import difflib
+import logging
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.catalog import Metadata
+from detectron2.utils.file_io import PathManager
+
+from ...runtime.files import as_folder_name
+from ..datasets.image_folders import CLASSIFICATION
+from ..datasets.neon_trees import FOLDER, SPLITS
+from ..errors import DatasetError
+from ..prepared import default_root
+from .coco_content import Coco, content_faults, form_faults, read_coco_json, without_empty_boxes
+from .dataset_dicts import dicts_to_coco
+from .image_files import image_faults
+from .memory import check_key, recall, remember
+from .summary import DatasetSummary, summarize
+
+logger = logging.getLogger(__name__)
+
+FAULTS_SHOWN = 5
+LARGE = 5000  # more images than this: only their headers are read, and success is remembered
+COCO_STYLE = ("coco", "coco_panoptic_seg")  # the evaluators whose datasets have a COCO json_file
+PUBLISHED_COCO = re.compile(r"(keypoints_)?coco_20(14|17)_")  # Detectron2's own names
+NEON_TREES = tuple(f"{FOLDER}_{split}" for split in SPLITS)
+
+
+def check_datasets(names: Sequence[str]) -> dict[str, DatasetSummary]:
+    """Check each dataset once, as `check_dataset` does; call it on one rank, before training.
+
+    Returns:
+        their summaries, by name.
+
+    Raises:
+        DatasetError: of the first faulty dataset.
+    """
+    summaries = {name: check_dataset(name) for name in dict.fromkeys(names)}
+    for name, summary in summaries.items():
+        for warning in summary.warnings:
+            logger.warning("dataset %r: %s", name, warning)
+    return summaries
+
+
+def check_dataset(name: str) -> DatasetSummary:
+    """Check that a registered dataset can be trained and evaluated on, and summarize it.
+
+    COCO-style datasets are checked as their JSON is; others as the dataset dicts that they load.
+    Images are opened and their sizes compared; all pixels are read where there are at most `LARGE`
+    images. Of a larger COCO-style dataset, success is remembered until its JSON or image folder
+    changes; of a larger classification dataset, `LARGE` images are opened, evenly spread over it.
+
+    Raises:
+        ValueError: the name cannot be that of a folder, which results are written to.
+        DatasetError: the dataset is not registered, missing, or faulty. The message names the file,
+            and the first faults with the ids of their images and annotations.
+    """
+    as_folder_name(name, "dataset")
+    if name not in DatasetCatalog:
+        close = difflib.get_close_matches(name, DatasetCatalog.list())
+        advice = f"did you mean {', '.join(close)}?" if close else "register it before it is used"
+        raise DatasetError(f"dataset {name!r} is not registered: {advice}")
+    metadata = MetadataCatalog.get(name)
+    if metadata.get("evaluator_type") in COCO_STYLE and metadata.get("json_file"):
+        return _check_coco(name, metadata)
+    return _check_dicts(name, metadata)
+
+
+def _check_coco(name: str, metadata: Metadata) -> DatasetSummary:
+    json_file = Path(os.path.abspath(PathManager.get_local_path(metadata.json_file)))
+    image_root = Path(os.path.abspath(metadata.get("image_root") or "."))
+    for kind, path in (("JSON file", json_file), ("image folder", image_root)):
+        if not path.exists():
+            raise DatasetError(f"dataset {name!r}: {kind} {path} is missing; {_remedy(name, path)}")
+    key = check_key(name, json_file, image_root)
+    remembered = recall(key)
+    if remembered is not None:
+        return remembered
+
+    published = PUBLISHED_COCO.match(name)
+    # COCO's test sets come without annotations.
+    coco = read_coco_json(json_file, labelled=not (published and "_test" in name))
+    _raise_faults(name, json_file, form_faults(coco))
+    warnings = _evaluation_warnings(coco)
+    checked = coco
+    if published:
+        # The published COCO files have a few boxes without area. They are what everybody trains
+        # on, and Detectron2 drops such boxes as it loads an image.
+        checked = without_empty_boxes(coco)
+        empty = len(coco["annotations"]) - len(checked["annotations"])
+        if empty:
+            warnings.append(f"{empty} boxes have no positive area; training drops them")
+    # Two published files, 2014's minivals, use annotation ids twice; Detectron2 lets them pass.
+    unique = not (published and "minival" in name)
+    faults = list(content_faults(checked, unique_annotations=unique))
+    faults += _class_faults(coco, metadata)
+    large = len(coco["images"]) > LARGE
+    faults += image_faults(coco["images"], image_root, decode=not large, label=f"checking {name}")
+    _raise_faults(name, json_file, faults)
+    summary = summarize(name, coco, warnings)
+    if large:
+        remember(key, summary)
+    return summary
+
+
+def _check_dicts(name: str, metadata: Metadata) -> DatasetSummary:
+    try:
+        dicts = DatasetCatalog.get(name)
+    except Exception as error:  # a loader is anybody's code
+        said = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise DatasetError(f"dataset {name!r} cannot be loaded: {said}") from error
+    coco = dicts_to_coco(dicts, metadata.get("thing_classes") or metadata.get("classes"))
+    optional = ("annotations", "categories", "width", "height", "category_id", "bbox")
+    _raise_faults(name, None, form_faults(coco, optional))
+    faults = list(content_faults(coco))
+    images, large = coco["images"], len(coco["images"]) > LARGE
+    if large and metadata.get("evaluator_type") == CLASSIFICATION:
+        images = [images[i * len(images) // LARGE] for i in range(LARGE)]
+    faults += image_faults(images, Path(), decode=not large, label=f"checking {name}")
+    _raise_faults(name, None, faults)
+    return summarize(name, coco)
+
+
+def _raise_faults(name: str, json_file: Path | None, faults: Iterable[str]) -> None:
+    faults = list(faults)
+    if not faults:
+        return
+    shown = "; ".join(faults[:FAULTS_SHOWN]).replace("\n", "\\n")  # of a file's name
+    where = f"dataset {name!r}" + (f" ({json_file})" if json_file else "")
+    if len(faults) > FAULTS_SHOWN:
+        shown += f"; and {len(faults) - FAULTS_SHOWN} more"
+    raise DatasetError(f"{where}: {len(faults)} fault{'s' * (len(faults) > 1)}: {shown}")
+
+
+def _remedy(name: str, path: Path) -> str:
+    """What to do about a missing file or folder."""
+    if name in NEON_TREES:
+        root = path.parents[1] if path.suffix != ".json" else path.parents[2]
+        option = "" if root == default_root().absolute() else f" --root {root}"
+        return f"make it with `python tools/prepare_data.py neon-trees{option}`"
+    if PUBLISHED_COCO.match(name):
+        now = os.environ.get("DETECTRON2_DATASETS", "./datasets, its default")
+        return f"set DETECTRON2_DATASETS (now {now}) to the folder that holds coco/"
+    return "this is where the dataset was registered"
+
+
+def _class_faults(coco: Coco, metadata: Metadata) -> list[str]:
+    """Detectron2 refuses a JSON whose categories are not those the dataset was registered with."""
+    listed = [c["name"] for c in sorted(coco["categories"], key=lambda c: c["id"])]
+    registered = metadata.get("thing_classes")
+    if registered is None or list(registered) == listed:
+        return []
+    return [f"its categories {_some(listed)} are not the registered {_some(registered)}"]
+
+
+def _some(names: Sequence[str]) -> str:
+    return f"({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}; {len(names)} in all)"
+
+
+def _evaluation_warnings(coco: Coco) -> list[str]:
+    """What training does not need, but the COCO evaluation after it does."""
+    warnings = []
+    for key in ("area", "iscrowd"):
+        lacking = [a["id"] for a in coco["annotations"] if key not in a]
+        if lacking:
+            warnings.append(
+                f"{len(lacking)} annotations (the first: {lacking[0]!r}) have no {key!r}: "
+                f"COCO evaluation on this dataset fails"
+            )
+    if any(a["id"] == 0 for a in coco["annotations"]):
+        warnings.append("annotation id 0: COCO evaluation counts its detection as a false one")
+    return warnings

@@ -1,0 +1,81 @@
+"""What the BN heads share: layouts that are kept informed, and RoIs that are moved."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from ..distributed import unshuffle_rois
+from . import NormalizationBatch, RoIBatchNorm2d, RoILayout
+
+
+class WatchesRoIs(nn.Module):
+    """A mixin for modules that keep RoI layouts informed while they are needed.
+
+    Hooks are in place in training, and at inference under mini-batch statistics. Under population
+    statistics there are none, so that the module scripts and exports where its parent does.
+    """
+
+    def watch_rois(self, layout: RoILayout, module: nn.Module) -> None:
+        """Let `layout` record the calls of `module` (see `RoILayout.watch`) when it matters."""
+        self.__dict__.setdefault("_watched", []).append((layout, module))
+        self.watch(self.training)
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        self.watch(mode)
+        return self
+
+    def watch(self, on: bool) -> None:
+        """Put the hooks in place, or take them away unless inference needs them."""
+        for handle in self.__dict__.pop("_handles", []):
+            handle.remove()
+        self.__dict__["_handles"] = [
+            layout.watch(module)
+            for layout, module in self.__dict__.get("_watched", [])
+            if on or layout.settings.test_stats == "minibatch"
+        ]
+
+
+def head_layout(
+    conv_norm: str | Callable, roi_batch: NormalizationBatch | None, name: str
+) -> RoILayout:
+    """The layout of a head's BatchNorm layers; of no use where `conv_norm` is not "BN".
+
+    Raises:
+        ValueError: a `roi_batch` of another kind, or one that another norm would ignore.
+    """
+    if roi_batch is not None and not isinstance(roi_batch, NormalizationBatch):
+        raise ValueError(
+            f"roi_batch is {roi_batch!r}; it must be a NormalizationBatch, say "
+            "NormalizationBatch('shuffled')"
+        )
+    if roi_batch is not None and conv_norm != "BN":
+        raise ValueError(
+            f"conv_norm is {conv_norm!r}, which does not follow roi_batch ({roi_batch}); use "
+            "conv_norm 'BN', or no roi_batch"
+        )
+    return RoILayout(roi_batch, name=name)
+
+
+def apply_to_moved_rois(layout: RoILayout, layers: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """`layers(x)` computed after RoI shuffling: features move there, outputs move back.
+
+    Args:
+        x: (R, ...) this worker's RoI features.
+
+    Returns:
+        (R, ...), the outputs for this worker's RoIs, in their order.
+    """
+    moved, plan = layout.shuffle(x)
+    return unshuffle_rois(layers(moved), plan)
+
+
+def keep_rois_in_place(modules: Iterable[nn.Module]) -> None:
+    """From `exchange="features"` to "statistics", with the same groups: heads move RoIs in training
+    mode only, while layers may need their groups in another."""
+    for module in modules:
+        if isinstance(module, RoIBatchNorm2d):
+            module.layout.settings = replace(module.layout.settings, exchange="statistics")
+        if hasattr(module, "_moves_rois"):
+            module._moves_rois = False

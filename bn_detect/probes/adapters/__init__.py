@@ -1,0 +1,1 @@
+"""What the probes need of a model: one adapter for each kind of detector."""

@@ -1,0 +1,75 @@
+"""The box heads of torchvision."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..rois import RoIs
+from .heads import Outputs, RoIHead, described, image_of_each
+
+
+class TorchvisionHead(RoIHead):
+    """Of torchvision's detection models; batches are (images, targets). Background is class 0."""
+
+    background = 0
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model, self._heads = model, model.roi_heads
+        super().__init__(model, self._heads.box_head, self._heads.box_predictor)
+        self.proposals = model.rpn
+
+    def _sample(self, batch: Any, times: int) -> list[RoIs]:
+        if not isinstance(batch, Sequence) or len(batch) != 2 or batch[1] is None:
+            raise ValueError(
+                "a probe of a torchvision model needs batches of (images, targets); got "
+                f"{described(batch)}"
+            )
+        images = [image.to(self.device) for image in batch[0]]
+        truth = [
+            {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in target.items()}
+            for target in batch[1]
+        ]
+        sizes = [image.shape[-2:] for image in images]
+        resized, truth = self._model.transform(images, truth)
+        features = self._model.backbone(resized.tensors)
+        if isinstance(features, Tensor):
+            features = {"0": features}
+        proposals, _ = self.proposals(resized, features, truth)
+        scale = torch.tensor(
+            [
+                [width / w, height / h]
+                for (height, width), (h, w) in zip(sizes, resized.image_sizes, strict=True)
+            ],
+            device=self.device,
+        )
+        extra = {
+            "objects": tuple(t["labels"].cpu() for t in truth),
+            "files": (None,) * len(sizes),
+            "scale": scale,
+        }
+        return [
+            self._rois(features, resized.image_sizes, proposals, truth, extra) for _ in range(times)
+        ]
+
+    def _rois(self, features, sizes, proposals, truth, extra: dict) -> RoIs:
+        boxes, _, labels, targets = self._heads.select_training_samples(proposals, truth)
+        joined = torch.cat(labels).cpu()
+        return RoIs(
+            features=self._heads.box_roi_pool(features, boxes, sizes),
+            image=image_of_each([len(b) for b in boxes]),
+            labels=joined,
+            foreground=joined != self.background,
+            boxes=torch.cat(boxes),
+            targets=torch.cat(targets),
+            **extra,
+        )
+
+    def _forward(self, features: Tensor) -> Outputs:
+        return Outputs(*self._heads.box_predictor(self._heads.box_head(features)))
+
+    def box_loss(self, outputs: Outputs, rois: RoIs, index: int) -> float:
+        deltas = outputs.deltas.reshape(-1, 4)[rois.labels[index]]
+        return F.smooth_l1_loss(deltas, rois.targets[index], beta=1 / 9, reduction="sum").item()

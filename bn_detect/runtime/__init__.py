@@ -1,0 +1,1 @@
+"""Processes, signals, checkpoints, and files that are whole or not there."""

@@ -1,0 +1,160 @@
+"""Checkpoints that are whole or not there, and that are read with care."""
+
+import os
+import zlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..distributed.collectives import all_gather_int, default_group
+from ..layers import fill_domains
+from .checkpoint_file import CheckpointError, read_checkpoint
+from .files import write_atomically
+
+
+class AtomicCheckpointer(DetectionCheckpointer):
+    """`DetectionCheckpointer` whose files appear whole, and `last_checkpoint` after them.
+
+    Args:
+        trust: load files that may execute code too.
+        whole: raise where Detectron2 warns, for a checkpoint that lacks a part of the model or has
+            it in another shape: with a part at its initial values it is another model. A run is
+            resumed with a checkpoint of exactly its model only.
+        Others as in the parent.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        trust: bool = False,
+        whole: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(model, save_dir, **kwargs)
+        self.trust, self._whole, self._resumes = trust, whole, False
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Write `{name}.pth` in `save_dir` and point `last_checkpoint` at it.
+
+        Args:
+            kwargs: further entries of the checkpoint, such as `iteration`.
+
+        Raises:
+            FloatingPointError: running statistics are not finite; names the layer.
+            OSError: see `write_atomically`.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        self._check_statistics(name)
+        data = {"model": self.model.state_dict()}
+        data |= {key: obj.state_dict() for key, obj in self.checkpointables.items()}
+        data |= kwargs
+        basename = f"{name}.pth"
+        self.logger.info(f"Saving checkpoint to {os.path.join(self.save_dir, basename)}")
+        write_atomically(Path(self.save_dir, basename), lambda file: torch.save(data, file))
+        self.tag_last_checkpoint(basename)
+
+    def _check_statistics(self, name: str) -> None:
+        layers = [(n, m) for n, m in self.model.named_modules() if isinstance(m, _BatchNorm)]
+        parts = [
+            (n, b) for n, m in layers for b in (m.running_mean, m.running_var) if b is not None
+        ]
+        finite = torch.stack([b.isfinite().all() for _, b in parts]).tolist() if parts else []
+        if not all(finite):
+            layer = parts[finite.index(False)][0]
+            raise FloatingPointError(
+                f"{name} is not saved: the running statistics of {layer} are not finite"
+            )
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """As in the parent; a collective where it resumes.
+
+        Raises:
+            CheckpointError: see `read_checkpoint`; the run to be resumed is one of another model;
+                or ranks see different latest checkpoints, or only some see one: they would begin at
+                different iterations, and wait for one another.
+        """
+        if not resume:
+            return super().resume_or_load(path, resume=False)
+        latest = Path(self.get_checkpoint_file()).name if self.has_checkpoint() else ""
+        device = next(self.model.parameters()).device
+        names = all_gather_int(zlib.crc32(latest.encode()), device, default_group())
+        others = [str(rank) for rank, name in enumerate(names) if name != names[0]]
+        if others:
+            raise CheckpointError(
+                f"--resume: OUTPUT_DIR {self.save_dir} has another latest checkpoint, or none, "
+                f"on rank {', '.join(others)} than on rank 0; it must be a folder that all "
+                "machines share, or the same copy on each"
+            )
+        if not latest:
+            return super().resume_or_load(path, resume=False)
+        self._resumes = True
+        try:
+            return super().resume_or_load(path, resume=True)
+        except CheckpointError as error:
+            raise CheckpointError(f"--resume: {error}{self._one_before(latest)}") from error
+        finally:
+            self._resumes = False
+
+    def _one_before(self, latest: str) -> str:
+        """What to say of the newest other checkpoint of the run that can be read."""
+        others = sorted(Path(self.save_dir).glob("model_*.pth"), key=lambda p: p.stat().st_mtime)
+        for path in reversed(others):
+            if path.name == latest:
+                continue
+            try:
+                read_checkpoint(path, trust=self.trust)
+            except (CheckpointError, OSError):
+                continue
+            return (
+                f". The newest other one that can be read is {path.name}: to go on from it, write "
+                f"its name into {Path(self.save_dir, 'last_checkpoint')}"
+            )
+        return ". There is no other one that can be read"
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        # The parent reads .pkl files by pickle itself; what it makes of them, it makes of these.
+        if not filename.endswith(".pkl"):
+            return super()._load_file(filename)
+        data = read_checkpoint(filename, trust=self.trust)
+        if not isinstance(data, dict):
+            raise CheckpointError(f"{filename} holds a {type(data).__name__}, not a model's state")
+        if "model" in data and "__author__" in data:
+            return data
+        data = data.get("blobs", data)
+        data = {key: value for key, value in data.items() if not key.endswith("_momentum")}
+        return {"model": data, "__author__": "Caffe2", "matching_heuristics": True}
+
+    def _torch_load(self, filename: str) -> dict[str, Any]:
+        data = read_checkpoint(filename, trust=self.trust)
+        if not isinstance(data, dict):
+            raise CheckpointError(f"{filename} holds a {type(data).__name__}, not a model's state")
+        return data
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        fill_domains(self.model, checkpoint["model"])  # shared statistics fit one per domain too
+        found = super()._load_model(checkpoint)
+        if not (self._whole or self._resumes):
+            return found
+        missing = [k for k in found.missing_keys if not k.endswith("num_batches_tracked")]
+        missing += [key for key, *_ in found.incorrect_shapes]
+        more = found.unexpected_keys if self._resumes else []
+        for what, keys in (("lacks, or has in another shape,", missing), ("has also", more)):
+            if keys:
+                raise CheckpointError(
+                    f"the checkpoint does not fit the config; it {what} {', '.join(keys[:3])}"
+                    f"{' and others' if len(keys) > 3 else ''}"
+                )
+        return found
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        write_atomically(
+            Path(self.save_dir, "last_checkpoint"),
+            lambda file: file.write(last_filename_basename.encode()),
+        )
