@@ -2,7 +2,7 @@
 """Rewrite a checkpoint with PreciseBN statistics.
 
 precise_bn.py --config-file FILE --weights IN.pth --output OUT.pth [--num-iter N] [KEY VALUE ...]
-precise_bn.py ... --per-domain --evaluate: a RetinaNet trained with statistics shared by the levels
+precise_bn.py ... --per-level --evaluate: a RetinaNet trained with statistics shared by the levels
 """
 
 import sys

@@ -17,7 +17,7 @@ from ..configuration.validation import validate_config
 from ..data import check_datasets, register_derived
 from ..engine.evaluation import evaluate_under, evaluation_table, precise_bn
 from ..engine.trainer import BNTrainer
-from ..layers import fill_domains
+from ..layers import fill_levels
 from ..population.precise_bn import ROI_SOURCES, select_bn_layers
 from ..runtime.checkpoint_file import CheckpointError, add_trust_option, read_checkpoint
 from ..runtime.files import write_atomically
@@ -49,10 +49,10 @@ def argument_parser() -> argparse.ArgumentParser:
         help="dotted prefixes of the modules to update (TEST.PRECISE_BN.MODULES)",
     )
     add(
-        "--per-domain",
+        "--per-level",
         action="store_true",
         help="write statistics of each feature level, of a head trained with shared ones "
-        "(MODEL.DOMAIN_BN.POPULATION domain, with which the output is then used)",
+        "(MODEL.LEVEL_BN.POPULATION level, with which the output is then used)",
     )
     add("--evaluate", action="store_true", help="on DATASETS.TEST, before and after")
     add("--num-gpus", type=int, default=1, metavar="N", help="workers: GPUs, or processes on CPU")
@@ -75,8 +75,8 @@ def configured(args: argparse.Namespace) -> CfgNode:
         if value is not None
         for text in (f"TEST.PRECISE_BN.{key}", str(value))
     ]
-    if args.per_domain:
-        options += ["MODEL.DOMAIN_BN.POPULATION", "domain"]
+    if args.per_level:
+        options += ["MODEL.LEVEL_BN.POPULATION", "level"]
     return read_config(argparse.Namespace(config_file=args.config_file, opts=args.opts + options))
 
 
@@ -113,13 +113,13 @@ def read_state(path: Path, trust: bool) -> tuple[dict[str, Any], dict[str, Any]]
 def load_all(model: nn.Module, state: dict[str, Any], path: Path) -> None:
     """Load every parameter and buffer; entries that the model lacks are fine.
 
-    Where the model keeps statistics per domain and `state` shared ones, each domain gets those.
+    Where the model keeps statistics per level and `state` shared ones, each level gets those.
 
     Raises:
         ValueError: one is missing, or of another shape: with a part at its initial values, the
             statistics would be those of another model.
     """
-    fill_domains(model, state)
+    fill_levels(model, state)
     try:
         missing = model.load_state_dict(state, strict=False).missing_keys
     except RuntimeError as error:
@@ -171,8 +171,8 @@ def work(args: argparse.Namespace) -> None:
         output = args.weights if args.in_place else args.output
         write_atomically(output, lambda file: torch.save(checkpoint, file))
         print(f"Written to {output}")
-        if args.per_domain:
-            print("Use it with MODEL.DOMAIN_BN.POPULATION domain")
+        if args.per_level:
+            print("Use it with MODEL.LEVEL_BN.POPULATION level")
     if args.evaluate:
         results = {"before": every["population"]}
         results["after"] = evaluate_under(cfg, model, ["population"])["population"]

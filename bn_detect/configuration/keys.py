@@ -63,16 +63,16 @@ def add_bn_detect_config(cfg: CN) -> None:
     # Iterations between passes; 0: before each evaluation. Always at the end as well.
     _C.TEST.PRECISE_BN.PERIOD = 0
 
-    # BatchNorm in heads that all feature levels share, each level a domain: BNRetinaNet, where
+    # BatchNorm in heads that all feature levels share: BNRetinaNet, where
     # MODEL.RETINANET.NORM is "BN" or "SyncBN", and BNRPNHead, where MODEL.RPN.NORM is. "shared" by
-    # the levels, or of each "domain" by itself, are
-    _C.MODEL.DOMAIN_BN = CN()
+    # the levels, or of each "level" by itself, are
+    _C.MODEL.LEVEL_BN = CN()
     # ... the statistics that normalize in training,
-    _C.MODEL.DOMAIN_BN.BATCH = "shared"
+    _C.MODEL.LEVEL_BN.BATCH = "shared"
     # ... those that normalize at inference,
-    _C.MODEL.DOMAIN_BN.POPULATION = "shared"
+    _C.MODEL.LEVEL_BN.POPULATION = "shared"
     # ... and weight and bias.
-    _C.MODEL.DOMAIN_BN.AFFINE = "shared"
+    _C.MODEL.LEVEL_BN.AFFINE = "shared"
     # Norm of BNRPNHead; Detectron2's RPN head has none: "", "GN", "BN", "SyncBN", ...
     _C.MODEL.RPN.NORM = ""
 
@@ -123,6 +123,6 @@ def naming_keys() -> Iterator[None]:
         raise ValueError(f"MODEL.ROI_BN.{named}") from error
 
 
-def domain_choices(cfg: CN) -> dict[str, str]:
-    """`MODEL.DOMAIN_BN` as the keyword arguments that `DomainBatchNorm2d` takes."""
-    return {key.lower(): value for key, value in cfg.MODEL.DOMAIN_BN.items()}
+def level_choices(cfg: CN) -> dict[str, str]:
+    """`MODEL.LEVEL_BN` as the keyword arguments that `LevelBatchNorm2d` takes."""
+    return {key.lower(): value for key, value in cfg.MODEL.LEVEL_BN.items()}

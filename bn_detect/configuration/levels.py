@@ -1,25 +1,25 @@
-"""Find what cannot work in MODEL.DOMAIN_BN and the heads that follow it."""
+"""Find what cannot work in MODEL.LEVEL_BN and the heads that follow it."""
 
 from detectron2.config import CfgNode, get_cfg
 
-from ..layers.level_batch_norm import DOMAIN_CHOICES
+from ..layers.level_batch_norm import LEVEL_CHOICES
 from ..modeling import BNRPNHead
 from .keys import add_bn_detect_config
 
 _BATCH_NORMS = ("BN", "SyncBN")
 
 
-def check_domains(cfg: CfgNode) -> None:
+def check_levels(cfg: CfgNode) -> None:
     """Raise ValueError, naming key and value, for the first setting that cannot work."""
     default = get_cfg()
     add_bn_detect_config(default)
-    for key, value in cfg.MODEL.DOMAIN_BN.items():
-        if value not in DOMAIN_CHOICES:
-            raise ValueError(f"MODEL.DOMAIN_BN.{key} is {value!r}; it must be 'shared' or 'domain'")
+    for key, value in cfg.MODEL.LEVEL_BN.items():
+        if value not in LEVEL_CHOICES:
+            raise ValueError(f"MODEL.LEVEL_BN.{key} is {value!r}; it must be 'shared' or 'level'")
     changed = [
-        f"MODEL.DOMAIN_BN.{key} {value}"
-        for key, value in cfg.MODEL.DOMAIN_BN.items()
-        if value != default.MODEL.DOMAIN_BN[key]
+        f"MODEL.LEVEL_BN.{key} {value}"
+        for key, value in cfg.MODEL.LEVEL_BN.items()
+        if value != default.MODEL.LEVEL_BN[key]
     ]
     rpn = cfg.MODEL.RPN
     if rpn.NORM and BNRPNHead.__name__ != rpn.HEAD_NAME:

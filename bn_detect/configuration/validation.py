@@ -27,7 +27,7 @@ from ..modeling import (
 from ..population.precise_bn import ROI_SOURCES
 from .classifier import CLASSIFIER, check_classifier
 from .keys import add_bn_detect_config, naming_keys, normalization_batch
-from .levels import check_domains
+from .levels import check_levels
 
 OPTIMIZERS = ("SGD", "ADAMW")
 _WITHOUT_ROI_HEADS = (
@@ -55,7 +55,7 @@ def validate_config(cfg: CfgNode, world_size: int, *, trains: bool = True) -> No
         with naming_keys():
             settings.shuffling_processes(world_size)
     _check_population(cfg)
-    check_domains(cfg)
+    check_levels(cfg)
     if cfg.SOLVER.OPTIMIZER not in OPTIMIZERS:
         raise ValueError(
             f"SOLVER.OPTIMIZER is {cfg.SOLVER.OPTIMIZER!r}; it must be one of "

@@ -3,20 +3,20 @@
 from .convert import convert_roi_batchnorm, set_iteration, use_layout
 from .grouped_batch_norm import grouped_batch_norm
 from .image_layout import ImageLayout, convert_batchnorm
-from .level_batch_norm import DomainBatchNorm2d, fill_domains
+from .level_batch_norm import LevelBatchNorm2d, fill_levels
 from .normalization_batch import NormalizationBatch
 from .roi_batch_norm import RoIBatchNorm2d
 from .roi_layout import RoILayout
 
 __all__ = [
-    "DomainBatchNorm2d",
+    "LevelBatchNorm2d",
     "ImageLayout",
     "NormalizationBatch",
     "RoIBatchNorm2d",
     "RoILayout",
     "convert_batchnorm",
     "convert_roi_batchnorm",
-    "fill_domains",
+    "fill_levels",
     "grouped_batch_norm",
     "set_iteration",
     "use_layout",

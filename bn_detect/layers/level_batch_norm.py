@@ -1,4 +1,4 @@
-"""BatchNorm of a layer that several domains share, such as a head over the levels of an FPN."""
+"""BatchNorm of a layer that several levels share, such as a head over the levels of an FPN."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,18 +9,18 @@ from torch import Tensor, nn
 
 from ..distributed.collectives import default_group
 from .grouped_batch_norm import GroupStatistics
-from .level_moments import domain_batch_norm, union
+from .level_moments import level_batch_norm, union
 
-DOMAIN_CHOICES = ("shared", "domain")
+LEVEL_CHOICES = ("shared", "level")
 
 
-class DomainBatchNorm2d(nn.BatchNorm2d):
-    """`torch.nn.BatchNorm2d` for inputs from several domains (Wu & Johnson 2021, Section 5.3).
+class LevelBatchNorm2d(nn.BatchNorm2d):
+    """`torch.nn.BatchNorm2d` for inputs from several levels (Wu & Johnson 2021, Section 5.3).
 
-    Called with the inputs of all domains, or with those of one and its number: the domain is always
+    Called with the inputs of all levels, or with those of one and its number: the level is always
     explicit. `state_dict` has the keys of the parent. Of shape (C,) are, as there, `weight` and
     `bias` where `affine` is "shared", `running_mean` and `running_var` where `population` is; else
-    they are (num_domains, C), a row for each domain (see `fill_domains`).
+    they are (num_levels, C), a row for each level (see `fill_levels`).
 
     The moving average takes one step with each call. With population "shared" it is that of the
     union of what was given, every position counting once, whatever `batch` is. Statistics that are
@@ -31,12 +31,12 @@ class DomainBatchNorm2d(nn.BatchNorm2d):
 
     Args:
         num_features: C.
-        num_domains: such as the levels of an FPN.
-        batch: what normalizes in training: "shared", the statistics of all domains together; or
-            "domain", of each by itself.
-        population: of which statistics are kept for inference: "shared", one for all domains, or
-            "domain", one for each.
-        affine: "shared", one weight and bias for all domains, or "domain", one for each.
+        num_levels: such as the levels of an FPN.
+        batch: what normalizes in training: "shared", the statistics of all levels together; or
+            "level", of each by itself.
+        population: of which statistics are kept for inference: "shared", one for all levels, or
+            "level", one for each.
+        affine: "shared", one weight and bias for all levels, or "level", one for each.
         synchronized: the statistics of training are those of all ranks (SyncBN); each must call the
             layer, forward and backward.
         eps, momentum, device, dtype: as in the parent.
@@ -48,7 +48,7 @@ class DomainBatchNorm2d(nn.BatchNorm2d):
     def __init__(
         self,
         num_features: int,
-        num_domains: int,
+        num_levels: int,
         *,
         batch: str = "shared",
         population: str = "shared",
@@ -60,89 +60,87 @@ class DomainBatchNorm2d(nn.BatchNorm2d):
         dtype: torch.dtype | None = None,
     ) -> None:
         for name, value in (("batch", batch), ("population", population), ("affine", affine)):
-            if value not in DOMAIN_CHOICES:
-                raise ValueError(f"{name} is {value!r}; it must be 'shared' or 'domain'")
-        if num_domains < 1:
-            raise ValueError(f"num_domains is {num_domains}; it must be at least 1")
+            if value not in LEVEL_CHOICES:
+                raise ValueError(f"{name} is {value!r}; it must be 'shared' or 'level'")
+        if num_levels < 1:
+            raise ValueError(f"num_levels is {num_levels}; it must be at least 1")
         super().__init__(num_features, eps, momentum, device=device, dtype=dtype)
-        self.num_domains, self.batch, self.population = num_domains, batch, population
+        self.num_levels, self.batch, self.population = num_levels, batch, population
         self.synchronized = synchronized
         self.last_finite: Tensor | None = None
-        shape = (num_domains, num_features)
-        if affine == "domain":
+        shape = (num_levels, num_features)
+        if affine == "level":
             self.weight = nn.Parameter(self.weight.new_ones(shape))
             self.bias = nn.Parameter(self.bias.new_zeros(shape))
-        if population == "domain":
+        if population == "level":
             self.running_mean = self.running_mean.new_zeros(shape)
             self.running_var = self.running_var.new_ones(shape)
 
     def forward(
-        self, x: Tensor | Sequence[Tensor], domain: int | None = None
+        self, x: Tensor | Sequence[Tensor], level: int | None = None
     ) -> Tensor | list[Tensor]:
-        """Normalize the inputs of all domains, or of one.
+        """Normalize the inputs of all levels, or of one.
 
         Args:
-            x: (N, C, H, W) for each domain, in their order, N may be 0; or of one domain.
-            domain: in [0, num_domains), where x is one tensor. In training not with batch "shared",
-                which needs all domains at once.
+            x: (N, C, H, W) for each level, in their order, N may be 0; or of one level.
+            level: in [0, num_levels), where x is one tensor. In training not with batch "shared",
+                which needs all levels at once.
 
         Returns:
             like x.
 
         Raises:
-            ValueError: another number of inputs than of domains, a domain that is missing or does
-                not exist, inputs of other shape, or one domain where all are needed.
+            ValueError: another number of inputs than of levels, a level that is missing or does
+                not exist, inputs of other shape, or one level where all are needed.
         """
-        inputs = self.by_domain(x, domain)
+        inputs = self.by_level(x, level)
         if self.training:
-            if domain is not None and self.batch == "shared":
+            if level is not None and self.batch == "shared":
                 raise ValueError(
-                    "batch is 'shared': in training the inputs of all domains must come at once, "
-                    f"not those of domain {domain}"
+                    "batch is 'shared': in training the inputs of all levels must come at once, "
+                    f"not those of level {level}"
                 )
             ys = self._normalize_batch(inputs)
         else:
             ys = [self._normalize_population(part, d) for d, part in inputs.items()]
-        return ys if domain is None else ys[0]
+        return ys if level is None else ys[0]
 
-    def by_domain(
-        self, x: Tensor | Sequence[Tensor], domain: int | None = None
-    ) -> dict[int, Tensor]:
-        """The inputs of a call by domain; arguments and errors as in `forward`."""
-        if (domain is None) == isinstance(x, Tensor):
+    def by_level(self, x: Tensor | Sequence[Tensor], level: int | None = None) -> dict[int, Tensor]:
+        """The inputs of a call by level; arguments and errors as in `forward`."""
+        if (level is None) == isinstance(x, Tensor):
             raise ValueError(
-                "DomainBatchNorm2d takes the list of the inputs of all domains, or one tensor and "
-                f"its domain; got {type(x).__name__} with domain {domain}"
+                "LevelBatchNorm2d takes the list of the inputs of all levels, or one tensor and "
+                f"its level; got {type(x).__name__} with level {level}"
             )
-        if domain is None:
+        if level is None:
             inputs = dict(enumerate(x))
-            if len(inputs) != self.num_domains:
-                raise ValueError(f"{len(inputs)} inputs for {self.num_domains} domains")
+            if len(inputs) != self.num_levels:
+                raise ValueError(f"{len(inputs)} inputs for {self.num_levels} levels")
         else:
-            if not 0 <= domain < self.num_domains:
-                raise ValueError(f"domain is {domain}; it must be in [0, {self.num_domains})")
-            inputs = {domain: x}
+            if not 0 <= level < self.num_levels:
+                raise ValueError(f"level is {level}; it must be in [0, {self.num_levels})")
+            inputs = {level: x}
         for part in inputs.values():
             if part.dim() < 2 or part.shape[1] != self.num_features:
                 raise ValueError(
-                    f"DomainBatchNorm2d expects (N, {self.num_features}, ...); "
+                    f"LevelBatchNorm2d expects (N, {self.num_features}, ...); "
                     f"got {tuple(part.shape)}"
                 )
         return inputs
 
-    def statistics_of(self, domain: int) -> tuple[Tensor, Tensor]:
-        """The running mean and variance, (C,) each, that normalize a domain; views."""
-        return _row(self.running_mean, domain), _row(self.running_var, domain)
+    def statistics_of(self, level: int) -> tuple[Tensor, Tensor]:
+        """The running mean and variance, (C,) each, that normalize a level; views."""
+        return _row(self.running_mean, level), _row(self.running_var, level)
 
-    def _normalize_population(self, x: Tensor, domain: int) -> Tensor:
-        weight, bias = _row(self.weight, domain), _row(self.bias, domain)
-        return F.batch_norm(x, *self.statistics_of(domain), weight, bias, False, 0.0, self.eps)
+    def _normalize_population(self, x: Tensor, level: int) -> Tensor:
+        weight, bias = _row(self.weight, level), _row(self.bias, level)
+        return F.batch_norm(x, *self.statistics_of(level), weight, bias, False, 0.0, self.eps)
 
     def _normalize_batch(self, inputs: dict[int, Tensor]) -> list[Tensor]:
-        ys, stats = domain_batch_norm(
+        ys, stats = level_batch_norm(
             list(inputs.values()),
-            [_row(self.weight, domain) for domain in inputs],
-            [_row(self.bias, domain) for domain in inputs],
+            [_row(self.weight, level) for level in inputs],
+            [_row(self.bias, level) for level in inputs],
             shared=self.batch == "shared",
             eps=self.eps,
             process_group=default_group() if self.synchronized else None,
@@ -151,42 +149,42 @@ class DomainBatchNorm2d(nn.BatchNorm2d):
         return ys
 
     @torch.no_grad()
-    def _update_running_statistics(self, domains: list[int], stats: GroupStatistics) -> None:
+    def _update_running_statistics(self, levels: list[int], stats: GroupStatistics) -> None:
         self.num_batches_tracked.add_(1)
         momentum = self.momentum
         if momentum is None:  # cumulative average, as in torch
             momentum = 1.0 / float(self.num_batches_tracked)
         if self.population == "shared":
-            stats, domains = union(stats), domains[:1]
+            stats, levels = union(stats), levels[:1]
         every = []
-        for domain, mean, var, count in zip(domains, *stats[:2], stats.count.double(), strict=True):
+        for level, mean, var, count in zip(levels, *stats[:2], stats.count.double(), strict=True):
             unbiased = var * (count / (count - 1).clamp(min=1))
             mean, unbiased = mean.to(self.running_mean), unbiased.to(self.running_var)
             finite = (mean.isfinite() & unbiased.isfinite()).all()
             every.append(finite)
             # A single value has no unbiased variance.
             step = torch.where(finite & (count > 1), momentum, 0.0)
-            for buffer, new in zip(self.statistics_of(domain), (mean, unbiased), strict=True):
+            for buffer, new in zip(self.statistics_of(level), (mean, unbiased), strict=True):
                 buffer.lerp_(torch.where(finite, new, 0.0), step.to(buffer))
         self.last_finite = torch.stack(every).all()
 
     def extra_repr(self) -> str:
-        affine = DOMAIN_CHOICES[self.weight.dim() - 1]
+        affine = LEVEL_CHOICES[self.weight.dim() - 1]
         return (
-            f"{self.num_features}, num_domains={self.num_domains}, batch={self.batch}, "
+            f"{self.num_features}, num_levels={self.num_levels}, batch={self.batch}, "
             f"population={self.population}, affine={affine}, eps={self.eps}, "
             f"momentum={self.momentum}, synchronized={self.synchronized}"
         )
 
 
-def fill_domains(model: nn.Module, state: dict[str, Any]) -> None:
-    """Make a state of shared statistics or parameters fit layers that have them per domain.
+def fill_levels(model: nn.Module, state: dict[str, Any]) -> None:
+    """Make a state of shared statistics or parameters fit layers that have them per level.
 
-    In place: where a `DomainBatchNorm2d` of `model` has (num_domains, C) and `state` (C,), each
-    domain gets a copy. Nothing else is changed.
+    In place: where a `LevelBatchNorm2d` of `model` has (num_levels, C) and `state` (C,), each
+    level gets a copy. Nothing else is changed.
     """
     for name, layer in model.named_modules():
-        if not isinstance(layer, DomainBatchNorm2d):
+        if not isinstance(layer, LevelBatchNorm2d):
             continue
         prefix = f"{name}." if name else ""
         for part in ("weight", "bias", "running_mean", "running_var"):
@@ -195,6 +193,6 @@ def fill_domains(model: nn.Module, state: dict[str, Any]) -> None:
                 state[prefix + part] = value.expand(len(own), -1).clone()
 
 
-def _row(values: Tensor, domain: int) -> Tensor:
-    """Of (num_domains, C) or (C,): what belongs to a domain."""
-    return values[domain] if values.dim() == 2 else values
+def _row(values: Tensor, level: int) -> Tensor:
+    """Of (num_levels, C) or (C,): what belongs to a level."""
+    return values[level] if values.dim() == 2 else values

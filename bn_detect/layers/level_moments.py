@@ -1,4 +1,4 @@
-"""BatchNorm of several feature maps at once, each a domain: their moments, and who is normalized
+"""BatchNorm of several feature maps at once, each a level: their moments, and who is normalized
 with which.
 
 The moments of each map are taken and reduced over the ranks as `grouped_batch_norm` does it; those
@@ -17,7 +17,7 @@ from ..distributed.collectives import all_reduce_sum
 from .grouped_batch_norm import GroupStatistics, group_statistics, merge_over_ranks, ops_for
 
 
-def domain_batch_norm(
+def level_batch_norm(
     xs: Sequence[Tensor],
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
@@ -41,7 +41,7 @@ def domain_batch_norm(
         of each map, D groups, the same on every rank; only the tensors carry gradients.
     """
     number = len(xs)
-    out = _DomainBatchNorm.apply(shared, eps, process_group, *xs, *weights, *biases)
+    out = _LevelBatchNorm.apply(shared, eps, process_group, *xs, *weights, *biases)
     return list(out[:number]), GroupStatistics(*out[number:])
 
 
@@ -56,7 +56,7 @@ def union(stats: GroupStatistics) -> GroupStatistics:
     )
 
 
-class _DomainBatchNorm(torch.autograd.Function):
+class _LevelBatchNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, shared, eps, process_group, *tensors):
         xs, weights, biases = _thirds(tensors)

@@ -1,4 +1,4 @@
-"""RetinaNet whose head has BatchNorm with each feature level as a domain."""
+"""RetinaNet whose head has BatchNorm with each feature level as a level."""
 
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
@@ -6,19 +6,19 @@ from detectron2.modeling import META_ARCH_REGISTRY, RetinaNet
 from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
 from torch import Tensor
 
-from ..configuration.keys import domain_choices
+from ..configuration.keys import level_choices
 from .levels import level_norm, over_levels
 
 
 class BNRetinaNetHead(RetinaNetHead):
-    """`RetinaNetHead` whose BatchNorm layers are `DomainBatchNorm2d` over the feature levels.
+    """`RetinaNetHead` whose BatchNorm layers are `LevelBatchNorm2d` over the feature levels.
 
     Args:
         input_shape: of each level.
         norm: "BN" (the statistics of a worker in training) or "SyncBN" (of all workers) makes them;
             other norms are the parent's.
-        batch, population, affine: "shared" by the levels, or of each "domain"; see
-            `DomainBatchNorm2d`.
+        batch, population, affine: "shared" by the levels, or of each "level"; see
+            `LevelBatchNorm2d`.
         Others as in the parent.
     """
 
@@ -41,7 +41,7 @@ class BNRetinaNetHead(RetinaNetHead):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict:
-        return {**super().from_config(cfg, input_shape), **domain_choices(cfg)}
+        return {**super().from_config(cfg, input_shape), **level_choices(cfg)}
 
     def forward(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """(N, C, Hi, Wi) for each level -> logits (N, A K, Hi, Wi) and deltas (N, 4 A, Hi, Wi)."""

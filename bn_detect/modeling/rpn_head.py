@@ -1,4 +1,4 @@
-"""RPN head with norm, in which each feature level is a domain to BatchNorm."""
+"""RPN head with a norm, whose BatchNorm knows the feature levels."""
 
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import Conv2d, ShapeSpec, get_norm
@@ -6,7 +6,7 @@ from detectron2.modeling import RPN_HEAD_REGISTRY
 from detectron2.modeling.proposal_generator.rpn import StandardRPNHead
 from torch import Tensor, nn
 
-from ..configuration.keys import domain_choices
+from ..configuration.keys import level_choices
 from .levels import level_norm, over_levels
 
 
@@ -17,9 +17,9 @@ class BNRPNHead(StandardRPNHead):
     Args:
         num_levels: feature levels that share it.
         norm: "BN" (the statistics of a worker in training) and "SyncBN" (of all workers) are
-            `DomainBatchNorm2d` over the levels; others see one level at a time, "" is none.
-        batch, population, affine: "shared" by the levels, or of each "domain"; see
-            `DomainBatchNorm2d`.
+            `LevelBatchNorm2d` over the levels; others see one level at a time, "" is none.
+        batch, population, affine: "shared" by the levels, or of each "level"; see
+            `LevelBatchNorm2d`.
         Others as in the parent.
     """
 
@@ -46,7 +46,7 @@ class BNRPNHead(StandardRPNHead):
             **super().from_config(cfg, input_shape),
             "num_levels": len(input_shape),
             "norm": cfg.MODEL.RPN.NORM,
-            **domain_choices(cfg),
+            **level_choices(cfg),
         }
 
     def _convs(self) -> list[Conv2d]:

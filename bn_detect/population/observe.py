@@ -4,27 +4,27 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
-from ..layers import DomainBatchNorm2d
+from ..layers import LevelBatchNorm2d
 from .moments import BatchedMoments, moments
 
 
 def populations(layer: _BatchNorm) -> int:
     """How many populations a layer keeps the statistics of."""
-    per_domain = isinstance(layer, DomainBatchNorm2d) and layer.population == "domain"
-    return layer.num_domains if per_domain else 1
+    per_level = isinstance(layer, LevelBatchNorm2d) and layer.population == "level"
+    return layer.num_levels if per_level else 1
 
 
 def observe(layer: _BatchNorm, found: list[BatchedMoments]) -> list[RemovableHandle]:
     """Pool what `layer` sees, by its populations."""
-    if isinstance(layer, DomainBatchNorm2d):
-        return [_observe_domains(layer, found)]
+    if isinstance(layer, LevelBatchNorm2d):
+        return [_observe_levels(layer, found)]
     return _observe_one(layer, found[0])
 
 
-def _observe_domains(layer: DomainBatchNorm2d, found: list[BatchedMoments]) -> RemovableHandle:
+def _observe_levels(layer: LevelBatchNorm2d, found: list[BatchedMoments]) -> RemovableHandle:
     def compute(_, args: tuple, kwargs: dict) -> None:
-        for domain, x in layer.by_domain(*args, **kwargs).items():
-            found[domain if len(found) > 1 else 0].add(x.detach())
+        for level, x in layer.by_level(*args, **kwargs).items():
+            found[level if len(found) > 1 else 0].add(x.detach())
 
     return layer.register_forward_pre_hook(compute, with_kwargs=True)
 

@@ -48,7 +48,7 @@ def update_population_stats(
     number generators are as before; if anything is raised, the statistics too.
 
     Args:
-        model: any module with BatchNorm1d/2d/3d, SyncBatchNorm, RoIBatchNorm2d, DomainBatchNorm2d
+        model: any module with BatchNorm1d/2d/3d, SyncBatchNorm, RoIBatchNorm2d, LevelBatchNorm2d
             (each population by itself) or NaiveSyncBatchNorm, in DistributedDataParallel or not;
             called as `model(batch)`.
         loader: batches; at least `num_iters` of them on every rank.
@@ -147,8 +147,8 @@ def _write(name: str, layer: _BatchNorm, found: list[BatchedMoments]) -> Iterato
     if len(found) == 1:
         yield _write_one(name, layer.running_mean, layer.running_var, found[0])
     else:
-        for domain, each in enumerate(found):
-            yield _write_one(f"{name}.domain{domain}", *layer.statistics_of(domain), each)
+        for level, each in enumerate(found):
+            yield _write_one(f"{name}.level{level}", *layer.statistics_of(level), each)
     if isinstance(layer, RoIBatchNorm2d) and found[0].total.count > 1:
         layer.ema_weight.fill_(1)
 

@@ -11,7 +11,7 @@ class LayerReport:
     """What a pass found for one layer; tensors are (C,) float64 on the CPU, over all ranks.
 
     Attributes:
-        name: of the layer in the model; with ".domainD" where it keeps a population per domain.
+        name: of the layer in the model; with ".levelD" where it keeps a population per level.
         samples: values per channel (RoIs or images x positions) that were pooled; a layer that was
             not reached has 0 or 1 and keeps its statistics.
         standard_error: of `new_mean`, in standard deviations of the population, from how much the

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..distributed.collectives import all_gather_int, default_group
-from ..layers import fill_domains
+from ..layers import fill_levels
 from .checkpoint_file import CheckpointError, read_checkpoint
 from .files import write_atomically
 
@@ -138,7 +138,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
         return data
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
-        fill_domains(self.model, checkpoint["model"])  # shared statistics fit one per domain too
+        fill_levels(self.model, checkpoint["model"])  # shared statistics fit one per level too
         found = super()._load_model(checkpoint)
         if not (self._whole or self._resumes):
             return found

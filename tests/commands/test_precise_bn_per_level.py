@@ -46,16 +46,16 @@ def state(path) -> dict:
 
 
 def test_tool_writes_the_statistics_of_each_level(datasets, weights, tmp_path, capsys):
-    cfg = settings(datasets, tmp_path, MODEL__DOMAIN_BN__POPULATION="domain")
+    cfg = settings(datasets, tmp_path, MODEL__LEVEL_BN__POPULATION="level")
     shared = settings(datasets, tmp_path)
     (tmp_path / "config.yaml").write_text(shared.dump())
     output, before = tmp_path / "out.pth", weights.read_bytes()
     files = f"--config-file {tmp_path}/config.yaml --weights {weights} --output {output}"
-    assert main(f"{files} --per-domain --evaluate --num-iter 2".split()) == 0
+    assert main(f"{files} --per-level --evaluate --num-iter 2".split()) == 0
     printed = capsys.readouterr().out
     assert weights.read_bytes() == before
-    assert "head.cls_subnet.1.domain2" in printed
-    assert "Use it with MODEL.DOMAIN_BN.POPULATION domain" in printed
+    assert "head.cls_subnet.1.level2" in printed
+    assert "Use it with MODEL.LEVEL_BN.POPULATION level" in printed
     table = [line.split() for line in printed.splitlines() if line.startswith("in_process_val")]
     assert {row[1] for row in table} == {"before", "after"}
 
@@ -76,7 +76,7 @@ def test_tool_writes_the_statistics_of_each_level(datasets, weights, tmp_path, c
 
 
 def test_shared_statistics_load_into_each_level(datasets, weights, tmp_path):
-    cfg = settings(datasets, tmp_path, MODEL__DOMAIN_BN__POPULATION="domain")
+    cfg = settings(datasets, tmp_path, MODEL__LEVEL_BN__POPULATION="level")
     model = build_model(cfg)
     AtomicCheckpointer(model).load(str(weights))
     for name, value in state(weights).items():
@@ -89,5 +89,5 @@ def test_refused_where_no_head_has_levels(datasets, tmp_path, capsys):
     (tmp_path / "config.yaml").write_text(cfg.dump())
     (tmp_path / "in.pth").touch()
     files = f"--config-file {tmp_path}/config.yaml --weights {tmp_path}/in.pth --in-place"
-    assert main([*files.split(), "--per-domain"]) == 2
+    assert main([*files.split(), "--per-level"]) == 2
     assert "no head has BatchNorm over the feature levels" in capsys.readouterr().err

@@ -10,7 +10,7 @@ from detectron2.modeling import build_model
 
 from bn_detect import add_bn_detect_config
 from bn_detect.configuration.validation import validate_config
-from bn_detect.layers import DomainBatchNorm2d, RoIBatchNorm2d
+from bn_detect.layers import LevelBatchNorm2d, RoIBatchNorm2d
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 EVERY = sorted(path.relative_to(CONFIGS) for path in CONFIGS.rglob("*.yaml"))
@@ -107,12 +107,12 @@ GPUS = {
 }
 # Batch, population and affine of the rows of Table 5.
 TABLE5 = [
-    ("domain", "shared", "shared"),
-    ("domain", "domain", "shared"),
+    ("level", "shared", "shared"),
+    ("level", "level", "shared"),
     ("shared", "shared", "shared"),
-    ("shared", "domain", "shared"),
-    ("domain", "domain", "domain"),
-    ("shared", "shared", "domain"),
+    ("shared", "level", "shared"),
+    ("level", "level", "level"),
+    ("shared", "shared", "level"),
 ]
 # RetinaNet's settings where they are not Mask R-CNN's.
 RETINANET = {
@@ -165,7 +165,7 @@ def test_loads_validates_and_builds(path):
     validate_config(cfg, workers)
     cfg.MODEL.WEIGHTS = ""
     model = build_model(cfg)
-    kind = DomainBatchNorm2d if "retinanet" in path.name.lower() else RoIBatchNorm2d
+    kind = LevelBatchNorm2d if "retinanet" in path.name.lower() else RoIBatchNorm2d
     layers = [m for m in model.modules() if isinstance(m, kind)]
     assert bool(layers) == ("nonorm" not in path.name)
     if kind is RoIBatchNorm2d:
@@ -229,10 +229,10 @@ def test_table5(row):
     shared = {key: value for key, value in PAPER.items() if any(part in key for part in BOTH)}
     expected = {**shared, **RETINANET}
     assert {key: values[key] for key in expected} == expected
-    assert tuple(cfg.MODEL.DOMAIN_BN.values()) == row
+    assert tuple(cfg.MODEL.LEVEL_BN.values()) == row
     base = flat(load("Base-RetinaNet-BN.yaml"))
     changed = {key for key, value in values.items() if value != base[key]}
-    assert changed <= {f"MODEL.DOMAIN_BN.{k}" for k in cfg.MODEL.DOMAIN_BN} | {"OUTPUT_DIR"}
+    assert changed <= {f"MODEL.LEVEL_BN.{k}" for k in cfg.MODEL.LEVEL_BN} | {"OUTPUT_DIR"}
 
     small = load(f"neon/retinanet_lean_FPN_{'_'.join(row)}.yaml")
-    assert dict(small.MODEL.DOMAIN_BN) == dict(cfg.MODEL.DOMAIN_BN)
+    assert dict(small.MODEL.LEVEL_BN) == dict(cfg.MODEL.LEVEL_BN)

@@ -17,7 +17,7 @@ from tests.helpers.coco_folder import make_coco_folder
 COCO = [path for path in FILES if path.parts[0].startswith("COCO")]
 NEON = [path for path in FILES if path.parts[0] == "neon" and not path.name.startswith("Base")]
 CASES = [(path, 1) for path in [*COCO, *NEON]]
-ON_TWO = ("neon/faster", "shuffled_1image", "retinanet_lean_FPN_domain_shared")
+ON_TWO = ("neon/faster", "shuffled_1image", "retinanet_lean_FPN_level_shared")
 CASES += [(path, 2) for path in [*COCO, *NEON] if any(part in str(path) for part in ON_TWO)]
 ROW2, ROW3 = (
     Path(f"COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x_bn_2images{name}.yaml")

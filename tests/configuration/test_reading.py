@@ -17,8 +17,8 @@ def read(path, *options: str):
 
 def test_nodes_of_this_package(tmp_path):
     shuffled = REPOSITORY / "configs/neon/faster_rcnn_lean_FPN_shuffled.yaml"
-    cfg = read(shuffled, "MODEL.DOMAIN_BN.BATCH", "domain")
-    assert (cfg.MODEL.ROI_BN.BATCH, cfg.MODEL.DOMAIN_BN.BATCH) == ("shuffled", "domain")
+    cfg = read(shuffled, "MODEL.LEVEL_BN.BATCH", "level")
+    assert (cfg.MODEL.ROI_BN.BATCH, cfg.MODEL.LEVEL_BN.BATCH) == ("shuffled", "level")
     (tmp_path / "dumped.yaml").write_text(cfg.dump())
     again = read(tmp_path / "dumped.yaml")
     assert again.MODEL.ROI_BN == cfg.MODEL.ROI_BN and again.SOLVER.STEPS == cfg.SOLVER.STEPS

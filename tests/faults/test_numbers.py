@@ -10,7 +10,7 @@ from torch import nn
 from bn_detect import update_population_stats
 from bn_detect.engine.step_guard import StepGuard, guarded
 from bn_detect.layers import (
-    DomainBatchNorm2d,
+    LevelBatchNorm2d,
     NormalizationBatch,
     RoIBatchNorm2d,
     RoILayout,
@@ -82,9 +82,9 @@ def test_moving_average(kind, batch, happened):
 
 
 @pytest.mark.fault("NaN in one level of a layer that levels share", should="nothing of it is kept")
-@pytest.mark.parametrize("population", ["shared", "domain"])
-def test_domains(population, happened):
-    layer = DomainBatchNorm2d(3, 2, batch="domain", population=population)
+@pytest.mark.parametrize("population", ["shared", "level"])
+def test_levels(population, happened):
+    layer = LevelBatchNorm2d(3, 2, batch="level", population=population)
     layer([torch.randn(2, 3, 4, 4), features("NaN")])
     assert layer.running_mean.isfinite().all() and layer.running_var.isfinite().all()
     changed = layer.running_mean.ne(0).reshape(-1, 3).any(1).tolist()

@@ -1,4 +1,4 @@
-"""BatchNorm over domains: against torch's BatchNorm2d, one big batch, and float64 closed forms."""
+"""BatchNorm over levels: against torch's BatchNorm2d, one big batch, and float64 closed forms."""
 
 import itertools
 
@@ -8,12 +8,12 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bn_detect.layers import DomainBatchNorm2d, fill_domains
+from bn_detect.layers import LevelBatchNorm2d, fill_levels
 from bn_detect.population.averaging import average_running_statistics
 from tests.helpers.ranks import run_worlds
 
 C = 3
-CHOICES = ("shared", "domain")
+CHOICES = ("shared", "level")
 EVERY = list(itertools.product(CHOICES, repeat=3))  # batch, population, affine
 SIZES = [(8, 6), (4, 3), (2, 2), (1, 1)]
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}
@@ -29,9 +29,9 @@ def levels(batch: int = 2, seed: int = 0, mean: float = 0.0, sigma: float = 1.0)
     ]
 
 
-def layer(batch: str, population: str, affine: str, **kwargs) -> DomainBatchNorm2d:
+def layer(batch: str, population: str, affine: str, **kwargs) -> LevelBatchNorm2d:
     choices = {"batch": batch, "population": population, "affine": affine}
-    made = DomainBatchNorm2d(C, len(SIZES), **choices, dtype=torch.float64, **kwargs)
+    made = LevelBatchNorm2d(C, len(SIZES), **choices, dtype=torch.float64, **kwargs)
     g = torch.Generator().manual_seed(9)
     with torch.no_grad():
         for p in made.parameters():
@@ -39,8 +39,8 @@ def layer(batch: str, population: str, affine: str, **kwargs) -> DomainBatchNorm
     return made
 
 
-def row(values: Tensor, domain: int) -> Tensor:
-    return values[domain] if values.dim() == 2 else values
+def row(values: Tensor, level: int) -> Tensor:
+    return values[level] if values.dim() == 2 else values
 
 
 def flat(xs: list[Tensor]) -> Tensor:
@@ -48,9 +48,9 @@ def flat(xs: list[Tensor]) -> Tensor:
     return torch.cat([x.movedim(1, -1).reshape(-1, x.shape[1]) for x in xs])
 
 
-def reference(xs: list[Tensor], bn: DomainBatchNorm2d) -> list[Tensor]:
+def reference(xs: list[Tensor], bn: LevelBatchNorm2d) -> list[Tensor]:
     """What training computes, by torch's own function on what is one batch."""
-    if bn.batch == "domain":
+    if bn.batch == "level":
         return [
             F.batch_norm(x, None, None, row(bn.weight, d), row(bn.bias, d), True)
             for d, x in enumerate(xs)
@@ -81,7 +81,7 @@ def gradients(xs: list[Tensor], bn: nn.Module, forward, dys=None) -> dict[str, T
 def test_training_is_batch_norm_of_what_is_one_batch(batch, population, affine):
     bn = layer(batch, population, affine)
     xs = levels()
-    if batch == "domain":  # torch refuses the coarsest level's two values; ours does not
+    if batch == "level":  # torch refuses the coarsest level's two values; ours does not
         assert all(y.isfinite().all() for y in bn(xs))
     expected = gradients(xs, bn, lambda xs: reference(xs, bn))
     torch.testing.assert_close(gradients(xs, bn, bn), expected, **CLOSE)
@@ -94,7 +94,7 @@ def test_moving_average(batch, population, affine):
     for seed in range(3):
         xs = levels(seed=seed)
         bn(xs)
-        values = [flat([x]) for x in xs] if population == "domain" else [flat(xs)] * len(SIZES)
+        values = [flat([x]) for x in xs] if population == "level" else [flat(xs)] * len(SIZES)
         mean = 0.75 * mean + 0.25 * torch.stack([v.mean(0) for v in values])
         var = 0.75 * var + 0.25 * torch.stack([v.var(0) for v in values])
     assert bn.num_batches_tracked == 3
@@ -116,19 +116,19 @@ def test_inference_uses_the_population(batch, population, affine):
             plain.bias.copy_(row(bn.bias, d))
         plain.running_mean, plain.running_var = bn.statistics_of(d)
         torch.testing.assert_close(y, plain(x), **CLOSE)
-        assert torch.equal(bn(x, domain=d), y)
+        assert torch.equal(bn(x, level=d), y)
     assert all(torch.equal(value, state[k]) for k, value in bn.state_dict().items())
 
 
 @pytest.mark.parametrize("population", CHOICES)
-def test_one_domain_at_a_time(population):
-    """Per-domain batches need not come together; `population` "shared" then takes a step each."""
-    together, single = (layer("domain", population, "domain", momentum=0.5) for _ in range(2))
+def test_one_level_at_a_time(population):
+    """Per-level batches need not come together; `population` "shared" then takes a step each."""
+    together, single = (layer("level", population, "level", momentum=0.5) for _ in range(2))
     xs = levels()
     ys = together(xs)
     for d, x in enumerate(xs):
-        torch.testing.assert_close(single(x, domain=d), ys[d], **CLOSE)
-    if population == "domain":
+        torch.testing.assert_close(single(x, level=d), ys[d], **CLOSE)
+    if population == "level":
         for name in ("running_mean", "running_var"):
             torch.testing.assert_close(getattr(single, name), getattr(together, name), **CLOSE)
     else:
@@ -140,7 +140,7 @@ def test_one_domain_at_a_time(population):
 
 @pytest.mark.parametrize("batch", CHOICES)
 def test_small_spread_about_a_large_mean(batch):
-    bn = layer(batch, "domain", "shared", momentum=1.0)
+    bn = layer(batch, "level", "shared", momentum=1.0)
     exact = levels(mean=100, sigma=1e-4)
     bn.float()([x.float() for x in exact])
     for d, x in enumerate(exact):
@@ -165,7 +165,7 @@ def test_half_precision_and_memory_formats(batch, memory_format):
 
 @pytest.mark.parametrize("batch", CHOICES)
 def test_a_single_value_per_channel_becomes_the_bias_and_updates_nothing(batch):
-    bn = layer(batch, "domain", "shared")
+    bn = layer(batch, "level", "shared")
     xs = [x[:1] for x in levels()]
     if batch == "shared":
         xs = [x[:0] for x in xs[:-1]] + [xs[-1][:, :, :1, :1]]
@@ -175,11 +175,11 @@ def test_a_single_value_per_channel_becomes_the_bias_and_updates_nothing(batch):
 
 
 def test_empty_inputs():
-    bn = layer("shared", "domain", "domain")
+    bn = layer("shared", "level", "level")
     xs = [levels()[0], *(x[:0] for x in levels()[1:])]
     result = gradients(xs, bn, bn, [torch.ones_like(x) for x in xs])
     assert all(value.isfinite().all() for value in result.values())
-    alone = layer("domain", "domain", "domain")
+    alone = layer("level", "level", "level")
     torch.testing.assert_close(result["y0"], alone(xs)[0].detach(), **CLOSE)
     nothing = [x[:0] for x in xs]
     assert [len(y) for y in bn(nothing)] == [0] * 4
@@ -188,15 +188,15 @@ def test_empty_inputs():
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        (lambda bn, xs: bn(xs[:3]), "3 inputs for 4 domains"),
-        (lambda bn, xs: bn(xs[0]), "one tensor and its domain; got Tensor with domain None"),
-        (lambda bn, xs: bn(xs, domain=1), "got list with domain 1"),
-        (lambda bn, xs: bn.eval()(xs[0], domain=4), r"domain is 4; it must be in \[0, 4\)"),
-        (lambda bn, xs: bn(xs[0], domain=0), "must come at once, not those of domain 0"),
+        (lambda bn, xs: bn(xs[:3]), "3 inputs for 4 levels"),
+        (lambda bn, xs: bn(xs[0]), "one tensor and its level; got Tensor with level None"),
+        (lambda bn, xs: bn(xs, level=1), "got list with level 1"),
+        (lambda bn, xs: bn.eval()(xs[0], level=4), r"level is 4; it must be in \[0, 4\)"),
+        (lambda bn, xs: bn(xs[0], level=0), "must come at once, not those of level 0"),
         (lambda bn, xs: bn([x[:, :2] for x in xs]), r"expects \(N, 3, ...\); got \(2, 2, 8, 6\)"),
-        (lambda *_: layer("level", "shared", "shared"), "batch is 'level'; it must be 'shared'"),
+        (lambda *_: layer("stage", "shared", "shared"), "batch is 'stage'; it must be 'shared'"),
         (lambda *_: layer("shared", "shared", ""), "affine is ''; it must be"),
-        (lambda *_: DomainBatchNorm2d(C, 0), "num_domains is 0"),
+        (lambda *_: LevelBatchNorm2d(C, 0), "num_levels is 0"),
     ],
 )
 def test_mistakes(call, said):
@@ -204,16 +204,16 @@ def test_mistakes(call, said):
         call(layer("shared", "shared", "shared"), levels())
 
 
-def test_state_of_plain_batch_norm_fits_and_fills_domains():
+def test_state_of_plain_batch_norm_fits_and_fills_levels():
     plain = nn.BatchNorm2d(C, dtype=torch.float64)
     plain(levels()[0])
-    shared = layer("domain", "shared", "shared")
+    shared = layer("level", "shared", "shared")
     shared.load_state_dict(plain.state_dict())
     assert shared.state_dict().keys() == plain.state_dict().keys()
 
-    model = nn.Sequential(layer("domain", "domain", "shared"), nn.BatchNorm2d(C))
+    model = nn.Sequential(layer("level", "level", "shared"), nn.BatchNorm2d(C))
     state = {f"0.{k}": v for k, v in plain.state_dict().items()}
-    fill_domains(model, state)
+    fill_levels(model, state)
     assert state["0.running_mean"].shape == (4, C) and state["0.weight"].shape == (C,)
     model[0].load_state_dict({k[2:]: v for k, v in state.items()})
     for d in range(4):
@@ -240,7 +240,7 @@ def on_rank(rank: int, world_size: int) -> list[dict]:
             bn = layer(*choices, synchronized=True)
             own = [[x.split(share)[rank] for x in levels(sum(share), seed)] for seed in (0, 3)]
             results.append(gradients(own[0], bn, bn, own[1]) | dict(bn.named_buffers()))
-    local = layer("domain", "domain", "shared")
+    local = layer("level", "level", "shared")
     local(levels(2, seed=rank))
     average_running_statistics(local)
     return [*results, dict(local.named_buffers())]
@@ -267,7 +267,7 @@ def test_ranks_are_one_process_on_all_images(worlds, world_size):
             else:
                 for each in found:
                     torch.testing.assert_close(each, value, **CLOSE)
-    singles = [layer("domain", "domain", "shared") for _ in ranks]
+    singles = [layer("level", "level", "shared") for _ in ranks]
     for rank, bn in enumerate(singles):
         bn(levels(2, seed=rank))
     mean = torch.stack([bn.running_mean for bn in singles]).mean(0)

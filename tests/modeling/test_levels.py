@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from bn_detect.configuration.validation import validate_config
-from bn_detect.layers import DomainBatchNorm2d
+from bn_detect.layers import LevelBatchNorm2d
 from bn_detect.modeling import BNRetinaNet, BNRetinaNetHead, BNRPNHead
 from bn_detect.population import update_population_stats
 from tests.helpers.ranks import run_ranks
@@ -29,7 +29,7 @@ CHANNELS = 4
 SIZES = [(12, 9), (6, 5), (3, 3)]
 CHOICES = [
     dict(zip(("batch", "population", "affine"), choice, strict=True))
-    for choice in itertools.product(("shared", "domain"), repeat=3)
+    for choice in itertools.product(("shared", "level"), repeat=3)
 ]
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
 
@@ -63,10 +63,10 @@ def rpn_head(norm: str = "BN", conv_dims: tuple = (-1, -1), **choices) -> BNRPNH
 def tower(layers: list[nn.Module], xs: list[Tensor]) -> list[Tensor]:
     """Layer by layer over the levels, BN by torch's functions on what is one batch."""
     for layer in layers:
-        if not isinstance(layer, DomainBatchNorm2d):
+        if not isinstance(layer, LevelBatchNorm2d):
             xs = [layer(x) for x in xs]
             continue
-        if layer.batch == "domain":
+        if layer.batch == "level":
             xs = [F.batch_norm(x, None, None, training=True) for x in xs]
         else:  # (N, C, all positions)
             whole = torch.cat([x.flatten(2) for x in xs], dim=2)
@@ -110,7 +110,7 @@ def test_rpn_head_in_training(choices, conv_dims):
 
 def test_everything_but_affine_per_level_is_detectron2s_head_with_bn():
     """Which counts calls to know the level."""
-    ours = retinanet_head(batch="domain", population="domain", affine="shared")
+    ours = retinanet_head(batch="level", population="level", affine="shared")
     theirs = retinanet_head(cls=RetinaNetHead).train()
     state = theirs.state_dict()
     for key, value in ours.state_dict().items():
@@ -175,7 +175,7 @@ def rpn_config(norm: str = "SyncBN", **choices) -> CfgNode:
 
 def set_choices(cfg: CfgNode, choices: dict) -> None:
     for key, value in choices.items():
-        cfg.MODEL.DOMAIN_BN[key.upper()] = value
+        cfg.MODEL.LEVEL_BN[key.upper()] = value
 
 
 @pytest.mark.parametrize("make", [retinanet_config, rpn_config])
@@ -185,7 +185,7 @@ def test_trains_two_iterations_and_detects(make, choices):
     validate_config(cfg, 2)
     torch.manual_seed(0)
     model = build_model(cfg)
-    layers = [m for m in model.modules() if isinstance(m, DomainBatchNorm2d)]
+    layers = [m for m in model.modules() if isinstance(m, LevelBatchNorm2d)]
     assert len(layers) == (2 if make is retinanet_config else 1)
     assert {(m.batch, m.population, m.synchronized) for m in layers} == {
         (choices["batch"], choices["population"], True)
@@ -200,9 +200,9 @@ def test_trains_two_iterations_and_detects(make, choices):
         optimizer.step()
         assert all(loss.isfinite() for loss in losses.values())
     for name, layer in model.named_modules():
-        if isinstance(layer, DomainBatchNorm2d):
+        if isinstance(layer, LevelBatchNorm2d):
             shapes = {k: v.dim() for k, v in layer.state_dict().items() if v.dim()}
-            per_level = {"domain": 2, "shared": 1}
+            per_level = {"level": 2, "shared": 1}
             assert shapes["running_mean"] == per_level[choices["population"]]
             assert shapes["weight"] == per_level[choices["affine"]]
             for part in ("weight", "bias", "running_mean", "running_var"):
@@ -217,10 +217,10 @@ def test_trains_two_iterations_and_detects(make, choices):
 def test_lazy_config():
     model = model_zoo.get_config("common/models/retinanet.py").model
     head = {key: value for key, value in model.head.items() if key != "_target_"}
-    model.head = L(BNRetinaNetHead)(**head, norm="SyncBN", batch="domain", population="domain")
+    model.head = L(BNRetinaNetHead)(**head, norm="SyncBN", batch="level", population="level")
     built = instantiate(model.head)
     layer = built.cls_subnet[1]
-    assert isinstance(layer, DomainBatchNorm2d) and layer.num_domains == 5
+    assert isinstance(layer, LevelBatchNorm2d) and layer.num_levels == 5
     assert layer.synchronized and layer.running_mean.shape == (5, 256)
 
 
@@ -240,15 +240,15 @@ def wrong(make, **keys) -> CfgNode:
     ("cfg", "said"),
     [
         (
-            wrong(retinanet_config, DOMAIN_BN__BATCH="level"),
-            "MODEL.DOMAIN_BN.BATCH is 'level'; it must be 'shared' or 'domain'",
+            wrong(retinanet_config, LEVEL_BN__BATCH="stage"),
+            "MODEL.LEVEL_BN.BATCH is 'stage'; it must be 'shared' or 'level'",
         ),
         (
-            wrong(retinanet_config, DOMAIN_BN__AFFINE="domain", RETINANET__NORM="GN"),
-            "MODEL.DOMAIN_BN.AFFINE domain: set, but no head has BatchNorm over the feature",
+            wrong(retinanet_config, LEVEL_BN__AFFINE="level", RETINANET__NORM="GN"),
+            "MODEL.LEVEL_BN.AFFINE level: set, but no head has BatchNorm over the feature",
         ),
         (
-            wrong(retinanet_config, DOMAIN_BN__BATCH="domain", META_ARCHITECTURE="RetinaNet"),
+            wrong(retinanet_config, LEVEL_BN__BATCH="level", META_ARCHITECTURE="RetinaNet"),
             "use MODEL.META_ARCHITECTURE 'BNRetinaNet' with MODEL.RETINANET.NORM 'SyncBN'",
         ),
         (
@@ -278,13 +278,13 @@ def pooled(batches: list[list[Tensor]], levels: list[int]) -> tuple[Tensor, Tens
 @pytest.mark.parametrize("choices", CHOICES, ids=lambda c: "-".join(c.values()))
 def test_precise_bn_of_each_population(choices, source):
     """Of a layer that sees the features themselves, so that its population is known."""
-    layer = DomainBatchNorm2d(CHANNELS, len(SIZES), **choices, dtype=torch.float64)
+    layer = LevelBatchNorm2d(CHANNELS, len(SIZES), **choices, dtype=torch.float64)
     model = nn.Sequential(layer)
     batches = [features(images, seed) for seed, images in enumerate((2, 1, 3))]
     report = update_population_stats(model, batches, 3, roi_source=source, progress=False)
-    per_level = choices["population"] == "domain"
+    per_level = choices["population"] == "level"
     assert [each.name for each in report.layers] == (
-        [f"0.domain{level}" for level in range(len(SIZES))] if per_level else ["0"]
+        [f"0.level{level}" for level in range(len(SIZES))] if per_level else ["0"]
     )
     every = list(range(len(SIZES)))
     for level in every:
