@@ -51,5 +51,5 @@ format: setup  ## repair the style
 
 clean:  ## remove the environment (if set-up made it), caches and build files
 	@if [ -e "$(VENV)/.bn_detect-made" ]; then rm -rf "$(VENV)"; fi
-	rm -rf build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find bn_detect tools tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -150,7 +150,7 @@ def install(venv, python, ours):
         constraints = constraints_that_keep(installed, venv / ".bn_detect-constraints")
     pip = [python, *PIP, "install", "-c", constraints, "--no-build-isolation"]
     pip.append("--no-warn-conflicts")  # the default Detectron2 names numpy<2, and works with 2
-    run("installing setuptools and wheel", AGAIN, *pip, "setuptools", "wheel")
+    run("installing what builds packages", AGAIN, *pip, "setuptools", "wheel", "hatchling")
     size = "" if "torch" in installed else " (3 GB to download, 5.5 GB on disk: minutes)"
     doing = f"installing torch, torchvision and what Detectron2 and the tests need{size}"
     run(doing, AGAIN, *pip, "-r", PACKAGES)
@@ -172,7 +172,8 @@ def main():
     except BlockingIOError:
         say("waiting for another set-up of this clone")
         fcntl.flock(LOCK, fcntl.LOCK_EX)
-    files = [Path(__file__), PACKAGES, NO_DEPENDENCIES, PINS, DETECTRON2_PIN, ROOT / "setup.py"]
+    requirements = [PACKAGES, NO_DEPENDENCIES, PINS, DETECTRON2_PIN]
+    files = [Path(__file__), *requirements, ROOT / "pyproject.toml"]
     parts = [*(f.read_bytes() for f in files), f"{os.environ.get('DETECTRON2')} {ROOT}".encode()]
     key = hashlib.sha256(b"\0".join(parts)).hexdigest()
     stamp = done.read_text().splitlines() if done.exists() else []
