@@ -158,8 +158,9 @@ def install(venv, python, ours):
     # In ours, files without metadata were left by a pip that was killed.
     whole = not ours or {"detectron2", "sal-detectron2"} & set(installed)
     install_detectron2(python, site, whole and origins["detectron2"], installed, ours)
+    shutil.rmtree(ROOT / "bn_detect.egg-info", ignore_errors=True)  # of set-ups before 0.2
     run("installing bn_detect in editable mode", AGAIN, *pip, "--no-deps", "-e", ROOT)
-    code = "import torchvision, detectron2.model_zoo, detectron2.engine"
+    code = "import torchvision, detectron2.modeling, detectron2.engine"
     advice = f"torch, torchvision and Detectron2 must fit each other. {AGAIN}"
     run("checking that Detectron2 works", advice, python, "-W", "ignore", "-c", code)
 
