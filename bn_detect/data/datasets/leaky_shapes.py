@@ -16,122 +16,63 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from ..prepared import (RECORD, default_root, prepare_folder)
-from ..registration import register_prepared
 from ..checks.summary import summarize
+from ..options import Options, check_range, option
+from ..registration import SPLITS
 
-NAME = "leaky_shapes"
-SPLITS = ("train", "val")
-RECIPE = 1  # raised when the same options give other files than before
 GRID = 3  # cells a side; an object lies in a cell of its own
 BACKGROUND, OUTLINE, LUMINANCE = 110.0, 60.0, 140.0  # grey levels
 BORDER = 2  # width of the outline, in pixels
 
 
 @dataclass(frozen=True)
-class LeakyShapesOptions:
-    """The dials.
+class LeakyShapesOptions(Options):
+    """The dials of the dataset.
 
-    Attributes:
-        correlation: rho in [0, 1], the strength of the companion cue: an object has its image's
-            class with this probability, else any. 0: companions say nothing, no leak is possible.
-            The colour of one companion names an object's class with
-            1 / classes + (1 - 1 / classes) * rho^2 * p.
-        own_evidence: p in [0, 1]: an object shows its own class's colour with this probability,
-            else that of any class; so its colour names its class with p + (1 - p) / classes.
-        classes: at least 2. images, val_images: of the two splits.
-        min_objects, max_objects: per image, at most 9.
-        min_side, max_side: of an object, in pixels.
-        size: of an image, in pixels. noise: of a pixel, standard deviation in grey levels.
-        seed: of everything.
+    `correlation` (rho in [0, 1]) is the strength of the companion cue: an object has its image's
+    class with this probability, else any class. At 0 companions say nothing, and no leak is
+    possible. `own_evidence` (p in [0, 1]): an object shows its own class's colour with this
+    probability, else that of any class; so its colour names its class with probability
+    p + (1 - p) / classes. The colour of one companion names an object's class with probability
+    1 / classes + (1 - 1 / classes) * rho^2 * p.
 
     Raises:
         ValueError: a dial outside its range.
     """
 
-    correlation: float = 1.0
-    own_evidence: float = 0.5
-    classes: int = 4
-    images: int = 1000
-    val_images: int = 160
-    min_objects: int = 5
-    max_objects: int = 8
-    min_side: int = 18
-    max_side: int = 28
-    size: int = 128
-    noise: float = 8.0
-    seed: int = 0
+    correlation: float = option(
+        1.0, "companion cue: how much the classes of an image's objects agree", low=0, high=1
+    )
+    own_evidence: float = option(
+        0.5, "share of objects sure to show their own class's colour", low=0, high=1
+    )
+    classes: int = option(4, "number of classes", low=2, high=20)
+    images: int = option(1000, "training images", low=1, high=10**6)
+    val_images: int = option(160, "validation images", low=1, high=10**6)
+    min_objects: int = option(5, "objects in an image, at least", low=1)
+    max_objects: int = option(8, "objects in an image, at most", low=1, high=GRID**2)
+    min_side: int = option(18, "shortest side of an object, px", low=3 * BORDER)
+    max_side: int = option(28, "longest side of an object, px", low=3 * BORDER)
+    size: int = option(128, "side of an image, px", low=1, high=4096)
+    noise: float = option(8.0, "standard deviation of a pixel, grey levels", low=0, high=100)
+    seed: int = option(0, "seed of everything that is random", low=0, high=2**32 - 1)
 
     def __post_init__(self) -> None:
-        cell = self.size // GRID
-        for name, low, high in (
-            ("correlation", 0, 1),
-            ("own_evidence", 0, 1),
-            ("classes", 2, 20),
-            ("images", 1, 10**6),
-            ("val_images", 1, 10**6),
-            ("min_objects", 1, self.max_objects),
-            ("max_objects", 1, GRID**2),
-            ("min_side", 3 * BORDER, self.max_side),
-            ("max_side", 3 * BORDER, cell - 2),
-            ("noise", 0, 100),
-            ("seed", 0, 2**32 - 1),
-        ):
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise ValueError(f"{name} must be in [{low}, {high}], got {value}")
+        super().__post_init__()
+        check_range("max_side", self.max_side, 3 * BORDER, self.size // GRID - 2)
+        check_range("min_side", self.min_side, 3 * BORDER, self.max_side)
+        check_range("min_objects", self.min_objects, 1, self.max_objects)
 
 
-def register_leaky_shapes(root: str | Path | None = None, *, replace: bool = True) -> None:
-    """Register leaky_shapes_train and _val, and those of every other leaky_shapes_* prepared.
+def prepare(folder: Path, name: str, options: LeakyShapesOptions) -> dict[str, Any]:
+    """Write SPLIT/*.png, annotations/NAME_SPLIT.json (COCO) and overview_SPLIT.png.
 
-    Arguments as in `register_prepared`.
-    """
-    folder = Path(root) if root is not None else default_root()
-    others = [record.parent.name for record in folder.glob(f"{NAME}_*/{RECORD}")]
-    for name in (NAME, *sorted(others)):
-        register_prepared(name, SPLITS, root, replace=replace)
-
-
-def prepare_leaky_shapes(
-    root: str | Path | None = None,
-    options: LeakyShapesOptions | None = None,
-    *,
-    name: str = NAME,
-    force: bool = False,
-) -> bool:
-    """Make the dataset `root`/`name`, unless it is there already, and register it.
-
-    Layout: `{train,val}/*.png`, `annotations/NAME_{train,val}.json` (COCO; an annotation has also
-    `shown`, the category whose colour it shows), `overview_{train,val}.png`, `prepared.json`.
-    The same options give the same files, and image i does not depend on how many there are.
-
-    Args:
-        root: default: $DETECTRON2_DATASETS, or ./datasets.
-        name: begins with "leaky_shapes"; registered as NAME_train and NAME_val.
-        force: rebuild what was prepared before, whatever its options.
+    An annotation has also `shown`, the category whose colour it shows. The same options give the
+    same files, and image i does not depend on how many there are.
 
     Returns:
-        whether it was made now; False: it was there, with the same options.
-
-    Raises:
-        DatasetError: it is there with other options, or the place is taken by something else.
-        ValueError: another name.
+        the counts of each split.
     """
-    if not name.startswith(NAME) or not name.replace("_", "").isalnum():
-        raise ValueError(
-            f"name is {name!r}; it must begin with {NAME!r} and hold letters, digits and _ only"
-        )
-    root = Path(root) if root is not None else default_root()
-    options = options or LeakyShapesOptions()
-    made = prepare_folder(
-        root / name, RECIPE, asdict(options), lambda f: _build(f, name, options), force=force
-    )
-    register_prepared(name, SPLITS, root)
-    return made
-
-
-def _build(folder: Path, name: str, options: LeakyShapesOptions) -> dict[str, Any]:
     (folder / "annotations").mkdir()
     counts = {}
     for split, images in zip(SPLITS, (options.images, options.val_images), strict=True):
