@@ -52,17 +52,17 @@ def check(args: argparse.Namespace) -> int:
     for module in args.imports:
         importlib.import_module(module)
     register_derived(args.names)
-    summaries, errors = [], []
+    summaries, failures = [], []
     for name in args.names:
         try:
             summaries.append(check_dataset(name))
         except DatasetError as error:
-            errors.append(error)
+            failures.append(error)
     if summaries:
         print(summary_table(summaries))
-    for error in errors:
-        print(f"error: {error}", file=sys.stderr)
-    return 1 if errors else 0
+    for failure in failures:
+        print(f"error: {failure}", file=sys.stderr)
+    return 1 if failures else 0
 
 
 def parser() -> argparse.ArgumentParser:
@@ -85,16 +85,15 @@ def parser() -> argparse.ArgumentParser:
         for option in fields(row.options):
             rule = option.metadata
             flag = rule["flag"] or f"--{option.name.replace('_', '-')}"
-            many = {"nargs": "+"} if isinstance(option.default, tuple) else {}
-            kind_of = str if many else type(option.default)
+            several = isinstance(option.default, tuple)
             command.add_argument(
                 flag,
                 dest=option.name,
-                type=kind_of,
+                type=str if several else type(option.default),
+                nargs="+" if several else None,
                 default=option.default,
                 choices=rule["choices"],
                 help=rule["help"],
-                **many,
             )
         command.add_argument("--force", action="store_true", help="rebuild what was made before")
 

@@ -84,7 +84,7 @@ def write_corrupted(name: str, corruption: str, severity: int, *, force: bool = 
 
     options = {"dataset": name, "corruption": corruption, "severity": severity}
     target = default_root() / corrupted_name(name, corruption, severity)
-    return prepare_folder(target, RECIPE, options, build, force=force)
+    return prepare_folder(target, "corrupted", RECIPE, options, build, force=force)
 
 
 def _load(name: str, corruption: str, severity: int) -> DatasetDicts:

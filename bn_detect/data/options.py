@@ -52,14 +52,14 @@ class Options:
 
     def __post_init__(self) -> None:
         for each in fields(self):
-            value, kind, rule = getattr(self, each.name), type(each.default), each.metadata
+            value, rule = getattr(self, each.name), each.metadata
+            kind: Any = type(each.default)
             if isinstance(value, list) and kind is tuple:
                 value = tuple(value)
                 object.__setattr__(self, each.name, value)
-            accepted = (int, float) if kind is float else kind
-            if not isinstance(value, accepted) or isinstance(value, bool):
-                raise ValueError(f"{each.name} must be {TYPE_NAMES[kind]}, got {value!r:.60}")
-            if kind is tuple and not all(isinstance(item, str) for item in value):
+            accepted: Any = (int, float) if kind is float else kind
+            fits = isinstance(value, accepted) and not isinstance(value, bool)
+            if not fits or (kind is tuple and not all(isinstance(item, str) for item in value)):
                 raise ValueError(f"{each.name} must be {TYPE_NAMES[kind]}, got {value!r:.60}")
             if rule["choices"] is not None and value not in rule["choices"]:
                 allowed = ", ".join(map(repr, rule["choices"]))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from bn_detect.data import prepare_neon_trees
+from bn_detect.data import prepare_dataset
 from bn_detect.data.datasets.deepforest_wheel import fetch_wheel
 from tests.data.small_dataset import Dataset
 
@@ -20,7 +20,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def prepared(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Path:
     """A root with neon_trees/ of the default options; not to be changed."""
     root = tmp_path_factory.mktemp("datasets")
-    assert prepare_neon_trees(root, wheel=wheel)
+    assert prepare_dataset("neon_trees", {"source": str(wheel)}, root=root)
     return root
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from bn_detect.commands.study import main as study_main
-from bn_detect.data import LeakyShapesOptions, prepare_leaky_shapes
+from bn_detect.data import prepare_dataset
 from bn_detect.runtime.checkpointer import AtomicCheckpointer, CheckpointError
 from bn_detect.runtime.files import write_json
 
@@ -120,20 +120,15 @@ def test_result(full_disk, happened):
 @pytest.mark.parametrize("full_disk", ["ulimit -f", "a full tmpfs"], indirect=True)
 def test_dataset(full_disk, happened):
     folder, full = full_disk
-    before = LeakyShapesOptions(images=1, val_images=1)
-    prepare_leaky_shapes(folder, before, name="leaky_shapes_disk")
+    name, options = "leaky_shapes_disk", {"kind": "leaky_shapes", "images": 1, "val_images": 1}
+    prepare_dataset(name, options, root=folder)
     kept = listed(folder)
     with full, pytest.raises(OSError) as error:
-        prepare_leaky_shapes(
-            folder,
-            LeakyShapesOptions(images=400, val_images=1),
-            name="leaky_shapes_disk",
-            force=True,
-        )
+        prepare_dataset(name, options | {"images": 400}, root=folder, force=True)
     assert error.value.errno in (errno.ENOSPC, errno.EFBIG)
     assert listed(folder) == kept
     assert str(folder) in str(error.value), str(error.value)
-    assert not prepare_leaky_shapes(folder, before, name="leaky_shapes_disk")
+    assert not prepare_dataset(name, options, root=folder)
     happened(str(error.value).replace(str(folder), "FOLDER"))
 
 

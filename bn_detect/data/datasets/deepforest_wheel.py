@@ -116,7 +116,7 @@ def parse_voc_boxes(xml: bytes) -> np.ndarray:
     """
     corners = ("xmin", "ymin", "xmax", "ymax")
     boxes = [
-        [float(box.findtext(corner)) for corner in corners]
+        [float(box.findtext(corner, "")) for corner in corners]
         for box in ElementTree.fromstring(xml).iter("bndbox")
     ]
     return np.array(boxes, dtype=np.float64).reshape(-1, 4)

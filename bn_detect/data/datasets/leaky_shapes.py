@@ -115,14 +115,14 @@ def draw_image(
     rng = np.random.default_rng([options.seed, SPLITS.index(split), number])
     pixels = np.full((options.size, options.size, 3), BACKGROUND)
     cell = options.size // GRID
-    of_image = rng.integers(options.classes)
+    of_image = int(rng.integers(options.classes))
     count = rng.integers(options.min_objects, options.max_objects + 1)
     objects = []
     for place in rng.permutation(GRID**2)[:count]:
         width, height = rng.integers(options.min_side, options.max_side + 1, size=2)
         y, x = np.array(divmod(place, GRID)) * cell + rng.integers(1, (cell - height, cell - width))
-        own = of_image if rng.random() < options.correlation else rng.integers(options.classes)
-        shown = own if rng.random() < options.own_evidence else rng.integers(options.classes)
+        own = of_image if rng.random() < options.correlation else int(rng.integers(options.classes))
+        shown = own if rng.random() < options.own_evidence else int(rng.integers(options.classes))
         _draw_object(
             pixels[y : y + height, x : x + width], _colour(shown, options.classes, rng), rng
         )

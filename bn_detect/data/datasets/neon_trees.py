@@ -99,7 +99,8 @@ def tiles_to_coco(
         site: the file of a tile is named `{site}_x{x0}_y{y0}.png`.
         boxes: (N, 4) x0, y0, x1, y1 in the image's pixels.
     """
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for image_id, window in enumerate(windows, start=1):
         images.append(
             {
