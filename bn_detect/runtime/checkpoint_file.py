@@ -9,6 +9,8 @@ from typing import IO, Any
 
 import torch
 
+from .errors import CheckpointError
+
 ADVICE = "if you trust where it comes from, say --trust-checkpoint"
 
 # All that pickles of Detectron2's model zoo name: arrays, in plain containers.
@@ -29,10 +31,6 @@ def add_trust_option(parser: argparse.ArgumentParser) -> None:
         help="load checkpoints even where that executes code they carry; only for files whose "
         "origin you trust",
     )
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that is damaged, of another model, or might execute code; names the file."""
 
 
 def read_checkpoint(path: str | Path, *, trust: bool = False) -> Any:

@@ -12,7 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..distributed.collectives import all_gather_int, default_group
 from ..layers import fill_levels
-from .checkpoint_file import CheckpointError, read_checkpoint
+from .checkpoint_file import read_checkpoint
+from .errors import CheckpointError
 from .files import write_atomically
 
 

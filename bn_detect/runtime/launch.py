@@ -20,25 +20,13 @@ import torch.multiprocessing as mp
 from detectron2.engine.launch import _distributed_worker
 from detectron2.utils import comm
 
-from .checkpoint_file import CheckpointError
+from .errors import CheckpointError, WorkerDied
 from .signals import Interrupted, Request, interruption, requests
 
 GRACE = 5.0  # seconds in which the others may end by themselves, after one of them ended
 FORCED = 20.0  # ... and in which they may end after SIGTERM
 FILE_ERRORS = (CheckpointError, OSError)
 REFUSED = 2  # exit code of a worker that has said what is wrong
-
-
-class WorkerDied(RuntimeError):
-    """A worker ended by a signal or an error; the others were stopped.
-
-    Attributes:
-        traceback: of the error; "" where it was a signal.
-    """
-
-    def __init__(self, message: str, traceback: str = "") -> None:
-        super().__init__(message)
-        self.traceback = traceback
 
 
 def launched_by_torchrun() -> bool:

@@ -16,7 +16,8 @@ from torch import nn
 
 from bn_detect.commands.study import main as study_main
 from bn_detect.data import prepare_dataset
-from bn_detect.runtime.checkpointer import AtomicCheckpointer, CheckpointError
+from bn_detect.runtime.checkpointer import AtomicCheckpointer
+from bn_detect.runtime.errors import CheckpointError
 from bn_detect.runtime.files import write_json
 
 from .fork_server import wait_for
