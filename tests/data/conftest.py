@@ -7,13 +7,14 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from bn_detect.data import prepare_dataset
-from bn_detect.data.datasets.deepforest_wheel import fetch_wheel
+from bn_detect.data.datasets.deepforest_wheel import WHEEL
+from bn_detect.data.datasets.wheels import fetch_wheel
 from tests.data.small_dataset import Dataset
 
 
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return fetch_wheel(tmp_path_factory.mktemp("wheel"))
+    return fetch_wheel(WHEEL.requirement, tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="session")

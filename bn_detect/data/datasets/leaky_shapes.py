@@ -1,9 +1,10 @@
 """Leaky shapes: a generated detection dataset with a leak that can be dialled.
 
-Every object shows a colour, from which its class can be guessed: its own evidence. The objects of
-an image tend to be of one class, so the colours of its companions tell more than its own: the
-companion cue. A head that sees one RoI at a time cannot use it; BatchNorm over the RoIs of an
-image can. Shape, size, place and background say nothing of the class.
+Each object shows a colour, from which its class can be guessed: this is its own evidence. The
+objects of an image tend to be of one class, so the colours of an object's companions tell more
+about its class than its own colour: this is the companion cue. A head that sees one RoI at a time
+cannot use the cue. BatchNorm over the RoIs of an image can. Shape, size, place and background tell
+nothing about the class.
 """
 
 import json
@@ -107,7 +108,7 @@ def _empty_coco(name: str, options: LeakyShapesOptions) -> dict[str, Any]:
 def draw_image(
     options: LeakyShapesOptions, split: str, number: int
 ) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """One image, a function of its arguments.
+    """Draw one image, which depends on the arguments alone.
 
     Returns:
         (size, size, 3) uint8, and its objects: COCO's bbox, area and category_id, and `shown`.
@@ -139,16 +140,16 @@ def draw_image(
 
 
 def _colour(shown: int, classes: int, rng: np.random.Generator) -> np.ndarray:
-    """(3,) around the class's hue on a circle of chroma; luminance varies, and says nothing."""
+    """Return (3,) RGB near the class's hue; luminance varies and tells nothing about the class."""
     angle = 2 * np.pi * shown / classes
-    spread = min(0.15, 0.6 / classes)  # neighbouring hues are 10 of them apart, or more
+    spread = min(0.15, 0.6 / classes)  # neighbouring hues are at least 10 spreads apart
     chroma = 1.3 * (np.array([np.cos(angle), np.sin(angle)]) + spread * rng.standard_normal(2))
     axes = np.array([[1, -1, 0], [1, 1, -2]]) / np.sqrt([[2], [6]])  # orthogonal to grey
     return LUMINANCE + 15 * rng.standard_normal() + 60 * chroma @ axes
 
 
 def _draw_object(patch: np.ndarray, colour: np.ndarray, rng: np.random.Generator) -> None:
-    """An outlined ellipse or rectangle that fills `patch` (height, width, 3), in place."""
+    """Fill `patch` (height, width, 3) with an outlined ellipse or rectangle, in place."""
     height, width = patch.shape[:2]
     y, x = np.mgrid[:height, :width] + 0.5
     if rng.random() < 0.5:

@@ -1,6 +1,6 @@
 """NEON trees: aerial images with hand-drawn boxes around trees, as a small COCO-format dataset.
 
-One image is cut into tiles for training and another, of another place, into tiles for validation.
+One image is cut into tiles for training, and one of another place into tiles for validation.
 Layout: `{train,val}/*.png`, `annotations/neon_trees_{train,val}.json`, `overview_{train,val}.jpg`
 and `prepared.json` (options, source, counts).
 """
@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from ..checks.summary import summarize
 from ..options import Options, check_range, option
-from ..overview import draw_overview
-from .deepforest_wheel import LICENCE, REQUIREMENT, SOURCES, WHEEL_SHA256, read_sources
+from .overview import draw_overview
+from .deepforest_wheel import SOURCES, WHEEL, read_sources
 from .tiling import Window, clip_boxes, tile_windows
 
 
@@ -69,7 +69,7 @@ def prepare(folder: Path, name: str, options: TilingOptions) -> dict[str, Any]:
     Raises:
         DatasetError: the wheel cannot be had or is not the right one.
     """
-    sources = read_sources(Path(options.source) if options.source else None)
+    sources = read_sources(options.source)
     (folder / "annotations").mkdir()
     counts = {}
     for split, (image, boxes) in sources.items():
@@ -82,7 +82,7 @@ def prepare(folder: Path, name: str, options: TilingOptions) -> dict[str, Any]:
         summary = summarize(f"{name}_{split}", coco)
         counts[split] = {"source_boxes": len(boxes), **asdict(summary)}
     return {
-        "source": {"requirement": REQUIREMENT, "licence": LICENCE, "sha256": WHEEL_SHA256},
+        "source": asdict(WHEEL),
         "files": {split: asdict(source) for split, source in SOURCES.items()},
         "counts": counts,
     }
@@ -91,7 +91,7 @@ def prepare(folder: Path, name: str, options: TilingOptions) -> dict[str, Any]:
 def tiles_to_coco(
     site: str, windows: list[Window], boxes: np.ndarray, options: TilingOptions
 ) -> dict[str, Any]:
-    """The COCO JSON of an image that is cut into `windows`.
+    """Return the COCO JSON of an image that is cut into `windows`.
 
     Each annotation has, beside COCO's keys, `tree`: the row of `boxes` it comes from.
 
@@ -129,8 +129,8 @@ def tiles_to_coco(
                 }
             )
     return {
-        "info": {"description": f"NEON trees, {site}, tiles from {REQUIREMENT}"},
-        "licenses": [{"id": 1, "name": LICENCE}],
+        "info": {"description": f"NEON trees, {site}, tiles from {WHEEL.requirement}"},
+        "licenses": [{"id": 1, "name": WHEEL.licence}],
         "categories": [{"id": 1, "name": "tree"}],
         "images": images,
         "annotations": annotations,
@@ -145,7 +145,7 @@ def _save_tiles(folder: Path, image: Image.Image, windows: list[Window], coco: d
 
 
 def _overview(image: Image.Image, windows: list[Window], coco: dict) -> Image.Image:
-    """The annotations as written, put back to where their tiles were cut from."""
+    """Draw the annotations as written into the image from which their tiles were cut."""
     corner = {entry["id"]: w[:2] for entry, w in zip(coco["images"], windows, strict=True)}
     boxes = np.array([a["bbox"] for a in coco["annotations"]]).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]

@@ -1,5 +1,7 @@
 """NEON trees, prepared from the real wheel."""
 
+import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -242,8 +244,9 @@ def test_a_wrong_file_in_the_wheel_is_refused(tmp_path, wheel, monkeypatch):
     with zipfile.ZipFile(fake, "w") as archive:
         archive.writestr(f"deepforest/data/{stem}.png", b"")
         archive.writestr(f"deepforest/data/{stem}.xml", b"")
-    digest = deepforest_wheel.hashlib.sha256(fake.read_bytes()).hexdigest()
-    monkeypatch.setattr(deepforest_wheel, "WHEEL_SHA256", digest)
+    digest = hashlib.sha256(fake.read_bytes()).hexdigest()
+    wheel = dataclasses.replace(deepforest_wheel.WHEEL, sha256=digest)
+    monkeypatch.setattr(deepforest_wheel, "WHEEL", wheel)
     with pytest.raises(DatasetError, match=rf"{stem}\.png in the wheel: sha256 is"):
         prepare(tmp_path / "root", fake)
 
