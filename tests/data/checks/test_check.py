@@ -21,7 +21,7 @@ from bn_detect.data import (
     summary_table,
 )
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 
 
 def test_a_good_dataset_is_summarized(dataset):

@@ -139,7 +139,7 @@ def test_names_that_cannot_be(tmp_path, name):
 
 
 def test_a_killed_preparation_leaves_nothing_half_made(tmp_path):
-    tool = Path(__file__).parents[2] / "tools/prepare_data.py"
+    tool = Path(__file__).parents[3] / "tools/prepare_data.py"
     command = [sys.executable, str(tool), "leaky-shapes", "--root", str(tmp_path)]
     process = subprocess.Popen(
         [*command, "--images", "100000"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

@@ -24,7 +24,7 @@ from bn_detect.data.datasets import deepforest_wheel
 from bn_detect.data.datasets.deepforest_wheel import read_sources
 from bn_detect.data.datasets.neon_trees import prepared_summaries
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 SIZES = {"train": (2299, 2472), "val": (1249, 1035)}
 TREES = {"train": 574, "val": 279}
 
