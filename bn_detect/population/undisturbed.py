@@ -1,4 +1,4 @@
-"""Use a model and leave no trace."""
+"""Context managers that run a model and restore its state afterwards."""
 
 import contextlib
 import random
@@ -14,13 +14,13 @@ from ..layers.watching import WatchesRoIs
 
 @contextlib.contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Put back, whatever happens inside, what running `model` changes.
+    """Restore, whatever happens inside, everything that running `model` changes.
 
-    That is modes, buffers, layouts with their settings, what modules count by themselves, and the
-    random number generators of Python, numpy, torch and the model's GPUs.
+    That is modes, buffers, layouts with their settings, the counters of modules, and the random
+    number generators of Python, numpy, torch and the model's GPUs.
     """
     modules = list(model.modules())
-    # Modes, momenta, and what models count by themselves, such as RetinaNet's loss normalizer.
+    # Modes, momenta, and counters such as RetinaNet's loss normalizer.
     numbers = [{k: v for k, v in vars(m).items() if isinstance(v, int | float)} for m in modules]
     buffers = [
         (module, name, buffer, buffer.clone())
@@ -29,7 +29,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         if buffer is not None
     ]
     cuda = {t.device for t in (*model.parameters(), *model.buffers()) if t.is_cuda}
-    on_cuda = [(device, torch.cuda.get_rng_state(device)) for device in cuda]
+    cuda_states = [(device, torch.cuda.get_rng_state(device)) for device in cuda]
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         with contextlib.ExitStack() as stack:
@@ -48,7 +48,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         random.setstate(states[0])
         np.random.set_state(states[1])
         torch.set_rng_state(states[2])
-        for device, state in on_cuda:
+        for device, state in cuda_states:
             torch.cuda.set_rng_state(state, device)
 
 
