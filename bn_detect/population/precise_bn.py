@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from ..distributed.collectives import all_gather_int, default_group, rank
 from ..layers import LevelBatchNorm2d, RoIBatchNorm2d
-from ..layers.watching import WatchesRoIs, keep_rois_in_place
+from ..layers.statistics import use_statistics
+from ..layers.watching import WatchesRoIs
 from .bn_layers import running_statistics, select_bn_layers, unwrapped
 from .moments import BatchedMoments, pool_over_ranks
 from .observe import num_populations, observe
@@ -85,7 +86,9 @@ def update_population_stats(
         for name, layer in layers.items()
     }
     all_moments = [m for of_layer in moments.values() for m in of_layer]
-    with undisturbed(model), _observing(model, layers, moments, roi_source):
+    # Layers need their groups in evaluation mode too, in which heads do not move RoIs.
+    in_place = use_statistics(model, exchange="statistics")
+    with undisturbed(model), in_place, _observing(model, layers, moments, roi_source):
         _forward_batches(forward or model, loader, num_iters, all_moments, progress)
 
     pool_over_ranks(all_moments, default_group())
@@ -140,7 +143,6 @@ def _observing(
             model.eval()
         elif not model.training:
             model.train()
-        keep_rois_in_place(model.modules())
         for module in model.modules():
             if isinstance(module, WatchesRoIs):
                 module.watch(True)  # the layers need their layouts in inference mode too

@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..layers import RoIBatchNorm2d
-from ..layers.watching import WatchesRoIs
+from ..layers.statistics import use_statistics
 
 
 @contextlib.contextmanager
@@ -31,25 +30,20 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     cuda = {t.device for t in (*model.parameters(), *model.buffers()) if t.is_cuda}
     cuda_states = [(device, torch.cuda.get_rng_state(device)) for device in cuda]
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    try:
-        with contextlib.ExitStack() as stack:
-            for layout in {m.layout for m in modules if isinstance(m, RoIBatchNorm2d)}:
-                stack.enter_context(layout.undisturbed())
+    with use_statistics(model):  # restores layouts and hooks, last: hooks follow the modes
+        try:
             yield
-    finally:
-        for module, before in zip(modules, numbers, strict=True):
-            vars(module).update(before)
-        for module in modules:
-            if isinstance(module, WatchesRoIs):
-                module.watch(module.training)
-        with torch.no_grad():
-            for module, name, buffer, value in buffers:
-                module._buffers[name] = buffer.copy_(value)
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
-        for device, state in cuda_states:
-            torch.cuda.set_rng_state(state, device)
+        finally:
+            for module, before in zip(modules, numbers, strict=True):
+                vars(module).update(before)
+            with torch.no_grad():
+                for module, name, buffer, value in buffers:
+                    module._buffers[name] = buffer.copy_(value)
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+            torch.set_rng_state(states[2])
+            for device, state in cuda_states:
+                torch.cuda.set_rng_state(state, device)
 
 
 @contextlib.contextmanager
