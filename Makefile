@@ -18,7 +18,7 @@ help:  ## this list
 
 setup:  ## virtual environment with torch, Detectron2 and this package
 	@"$(PYTHON)" -c 'import sys; sys.version_info < (3, 6) and sys.exit("set-up FAILED: $(PYTHON) \
-	is Python %s; Python 3.10 to 3.13 is needed" % sys.version.split()[0])'
+	is Python %s; Python 3.10 to 3.14 is needed" % sys.version.split()[0])'
 	@"$(PYTHON)" scripts/setup_env.py "$(VENV)" $(SETUP_FLAGS)
 
 data: setup  ## the demo's dataset, NEON trees

@@ -55,8 +55,8 @@ def run(doing, advice, *command):
 def checked_version(python):
     code = "import sys; print('%d.%d' % sys.version_info[:2])"
     version = subprocess.check_output([str(python), "-c", code]).decode().strip()
-    if version not in ("3.10", "3.11", "3.12", "3.13"):
-        advice = "Python 3.10 to 3.13 is needed. Type, say: make setup PYTHON=python3.12"
+    if version not in ("3.10", "3.11", "3.12", "3.13", "3.14"):
+        advice = "Python 3.10 to 3.14 is needed. Type, say: make setup PYTHON=python3.12"
         fail(f"{python} is Python {version}; {advice}")
     return version
 

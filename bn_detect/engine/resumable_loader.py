@@ -24,6 +24,7 @@ from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSample
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
+from .loader_processes import context, forking
 from .same_class_sampler import SameClassSampler
 
 Sample = tuple[int, int]  # position in this rank's stream of samples, index in the dataset
@@ -69,6 +70,7 @@ class ResumableTrainLoader:
             batch_sampler=self._batches(),
             num_workers=self._num_workers,
             collate_fn=trivial_batch_collator,
+            multiprocessing_context=context(self._num_workers),
             worker_init_fn=_obey_only_the_parent,
             generator=torch.Generator(),  # else it draws from the one that seeds the first step
         )
@@ -146,7 +148,7 @@ def build_resumable_train_loader(cfg: CfgNode, mapper: Callable):
     """
     name = cfg.DATALOADER.SAMPLER_TRAIN
     if name not in ("TrainingSampler", "RepeatFactorTrainingSampler"):
-        return build_detection_train_loader(cfg, mapper=mapper)
+        return forking(build_detection_train_loader(cfg, mapper=mapper))
     keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0
     dataset_dicts = get_detection_dataset_dicts(
         cfg.DATASETS.TRAIN,

@@ -36,6 +36,7 @@ from ..runtime.files import as_folder_name
 from .amp import CPUAMPTrainer
 from .classification_evaluator import ClassificationEvaluator
 from .hooks import AverageRunningStatistics, FreezeBN, PreciseBN, SeedIteration
+from .loader_processes import forking
 from .log_statistics import LogStatistics
 from .optimizer import build_optimizer
 from .resumable_loader import ResumableTrainLoader, build_resumable_train_loader
@@ -188,7 +189,8 @@ class BNTrainer(DefaultTrainer):
         if cfg.MODEL.META_ARCHITECTURE == CLASSIFIER:
             group *= max(1, cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size() // group)
         mapper = cls.build_mapper(cfg, is_train=False)
-        return build_detection_test_loader(cfg, dataset_name, mapper=mapper, batch_size=group)
+        loader = build_detection_test_loader(cfg, dataset_name, mapper=mapper, batch_size=group)
+        return forking(loader)
 
     @classmethod
     def build_population_loader(cls, cfg: CfgNode, seed: int):
