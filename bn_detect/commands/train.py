@@ -107,8 +107,9 @@ def work(args: argparse.Namespace) -> None:
         share_cores()
     default_setup(cfg, args)
     if not args.eval_only:  # here, where the time-out is known; the heads look them up
-        ranks = normalization_batch(cfg).shuffling_processes(comm.get_world_size())
-        neighbours(ranks, timeout=timedelta(seconds=args.dist_timeout))
+        ranks = normalization_batch(cfg).spans(comm.get_world_size())
+        if ranks > 1:
+            neighbours(ranks, timeout=timedelta(seconds=args.dist_timeout))
     register_derived([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
     if args.eval_only:
         results = evaluate(cfg, args)

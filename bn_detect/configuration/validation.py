@@ -53,7 +53,7 @@ def validate_config(cfg: CfgNode, world_size: int, *, trains: bool = True) -> No
     if trains:
         _check_images(cfg, world_size)
         with naming_keys():
-            settings.shuffling_processes(world_size)
+            settings.spans(world_size)
     _check_population(cfg)
     check_levels(cfg)
     if cfg.SOLVER.OPTIMIZER not in OPTIMIZERS:
