@@ -76,11 +76,13 @@ def validate_config(cfg: CfgNode, world_size: int, *, trains: bool = True) -> No
                 f"{key} is {name!r}, which does not follow MODEL.ROI_BN ({', '.join(changed)} is "
                 f"set); use {follows!r}"
             )
-    if settings.needs_images and any(key == "MODEL.ROI_BOX_HEAD.NAME" for key, *_ in heads):
+    if (settings.needs_images or settings.needs_labels) and any(
+        key == "MODEL.ROI_BOX_HEAD.NAME" for key, *_ in heads
+    ):
         name = cfg.MODEL.ROI_HEADS.NAME
         if not _is_a(ROI_HEADS_REGISTRY.get(name), _LAYOUT_GIVERS):
             raise ValueError(
-                f"MODEL.ROI_BN needs the image of each RoI ({', '.join(changed)}), but the pooler "
+                f"MODEL.ROI_BN needs to know each RoI ({', '.join(changed)}), but the pooler "
                 f"of MODEL.ROI_HEADS.NAME {name!r} gives no layout; use 'BNStandardROIHeads', "
                 "'BNCascadeROIHeads' or 'BNRes5ROIHeads'"
             )
@@ -110,13 +112,8 @@ def _check_images(cfg: CfgNode, world_size: int) -> None:
             f"{images // world_size} images of a worker (SOLVER.IMS_PER_BATCH {images} over "
             f"{world_size} workers)"
         )
-    roi_bn, per_worker = cfg.MODEL.ROI_BN, images // world_size // workers
-    if roi_bn.BATCH == "images" and per_worker < roi_bn.IMAGES_PER_GROUP:
-        raise ValueError(
-            f"MODEL.ROI_BN.IMAGES_PER_GROUP is {roi_bn.IMAGES_PER_GROUP}, but a worker has "
-            f"{per_worker} images (SOLVER.IMS_PER_BATCH {images} over {world_size} workers, "
-            f"VIRTUAL_WORKERS {workers}); use more images or fewer workers"
-        )
+    with naming_keys():
+        normalization_batch(cfg).check_images(images // world_size // workers)
 
 
 def _check_population(cfg: CfgNode) -> None:

@@ -29,7 +29,7 @@ class Batch(ABC):
 
     Attributes:
         name: the value of MODEL.ROI_BN.BATCH.
-        description: one sentence without its full stop, for tables.
+        description: whose statistics normalize a RoI, as the README's table has it.
         needs_labels: the groups depend on the class of each RoI.
         draws: the groups are drawn at random, anew in each forward.
     """

@@ -10,7 +10,7 @@ class GlobalBatch(Batch):
     """One group over all processes."""
 
     name = "global"
-    description = "all RoIs of all workers (SyncBN)"
+    description = "all RoIs"
 
     def spans(self, processes: int) -> int:
         return processes

@@ -9,7 +9,7 @@ class ImagesBatch(Batch):
     """`images_per_group` consecutive images of a worker; its last group may be smaller."""
 
     name = "images"
-    description = "the RoIs of `IMAGES_PER_GROUP` consecutive images of a worker"
+    description = "the RoIs of its image (or of `IMAGES_PER_GROUP` images)"
 
     @property
     def needs_images(self) -> bool:

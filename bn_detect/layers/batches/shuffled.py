@@ -19,7 +19,7 @@ class ShuffledBatch(Batch):
     """
 
     name = "shuffled"
-    description = "a fresh random part of the RoIs of all workers, as many parts as workers"
+    description = "a fresh random part of the RoIs of all workers"
     draws = True
 
     @property

@@ -11,7 +11,7 @@ class WorkerBatch(Batch):
     """The RoIs of a worker, or of each of a process's virtual workers."""
 
     name = "worker"
-    description = "all RoIs of a worker (per-GPU BN)"
+    description = "the RoIs of its worker"
 
     @property
     def needs_images(self) -> bool:
