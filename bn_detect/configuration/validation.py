@@ -76,13 +76,12 @@ def validate_config(cfg: CfgNode, world_size: int, *, trains: bool = True) -> No
                 f"{key} is {name!r}, which does not follow MODEL.ROI_BN ({', '.join(changed)} is "
                 f"set); use {follows!r}"
             )
-    if (settings.needs_images or settings.needs_labels) and any(
-        key == "MODEL.ROI_BOX_HEAD.NAME" for key, *_ in heads
-    ):
+    asks = settings.needs_images or settings.needs_labels
+    if asks and any(key == "MODEL.ROI_BOX_HEAD.NAME" for key, *_ in heads):
         name = cfg.MODEL.ROI_HEADS.NAME
         if not _is_a(ROI_HEADS_REGISTRY.get(name), _LAYOUT_GIVERS):
             raise ValueError(
-                f"MODEL.ROI_BN needs to know each RoI ({', '.join(changed)}), but the pooler "
+                f"MODEL.ROI_BN needs the image of each RoI ({', '.join(changed)}), but the pooler "
                 f"of MODEL.ROI_HEADS.NAME {name!r} gives no layout; use 'BNStandardROIHeads', "
                 "'BNCascadeROIHeads' or 'BNRes5ROIHeads'"
             )

@@ -1,12 +1,15 @@
 """What the BN heads share: layouts that are told the RoIs of each forward, and RoIs that move."""
 
 from collections.abc import Callable
+from typing import TypeVar
 
 from torch import Tensor, nn
 
 from ..distributed import unshuffle_rois
 from .normalization_batch import NormalizationBatch
 from .roi_layout import RoILayout
+
+_Watches = TypeVar("_Watches", bound="WatchesRoIs")
 
 
 class WatchesRoIs(nn.Module):
@@ -21,7 +24,11 @@ class WatchesRoIs(nn.Module):
         self.__dict__.setdefault("_watched", []).append((layout, module))
         self.watch(self.training)
 
-    def train(self, mode: bool = True):
+    def watched_layouts(self) -> list[RoILayout]:
+        """Return the layouts that this module keeps informed."""
+        return [layout for layout, _ in self.__dict__.get("_watched", [])]
+
+    def train(self: _Watches, mode: bool = True) -> _Watches:
         super().train(mode)
         self.watch(mode)
         return self

@@ -81,10 +81,13 @@ class BNImageClassifier(nn.Module):
         Raises:
             ValueError: images of several sizes.
         """
-        logits = self._logits(self._images(batched_inputs))
+        x = self._images(batched_inputs)
         if not self.training:
-            return [{"scores": scores} for scores in logits]
+            return [{"scores": scores} for scores in self._logits(x)]
         labels = torch.tensor([d["label"] for d in batched_inputs], device=self.device)
+        if self.image_layout.settings.needs_labels:
+            self.image_layout.record([1] * len(labels), labels)
+        logits = self._logits(x)
         wrong = (logits.detach().argmax(1) != labels).float().mean()
         get_event_storage().put_scalar("classifier/error", 100 * wrong.item())
         return {"loss_cls": F.cross_entropy(logits.float(), labels)}
