@@ -6,6 +6,7 @@ from typing import TypeVar
 from torch import Tensor, nn
 
 from ..distributed import unshuffle_rois
+from .convert import use_layout
 from .normalization_batch import NormalizationBatch
 from .roi_layout import RoILayout
 
@@ -50,10 +51,13 @@ def layouts_of(model: nn.Module) -> list[RoILayout]:
     return list(dict.fromkeys(value for value in attributes if isinstance(value, RoILayout)))
 
 
-def head_layout(
-    conv_norm: str | Callable, roi_batch: NormalizationBatch | None, name: str
+def give_layout(
+    head: nn.Module,
+    conv_norm: str | Callable[[int], nn.Module],
+    roi_batch: NormalizationBatch | None,
+    name: str,
 ) -> RoILayout:
-    """The layout of a head's BatchNorm layers; of no use where `conv_norm` is not "BN".
+    """Make the layout of a head; where `conv_norm` is "BN", put the head's BN layers behind it.
 
     Raises:
         ValueError: a `roi_batch` of another kind, or one that another norm would ignore.
@@ -68,7 +72,10 @@ def head_layout(
             f"conv_norm is {conv_norm!r}, which does not follow roi_batch ({roi_batch}); use "
             "conv_norm 'BN', or no roi_batch"
         )
-    return RoILayout(roi_batch, name=name)
+    layout = RoILayout(roi_batch, name=name)
+    if conv_norm == "BN":
+        use_layout(head, layout)
+    return layout
 
 
 def apply_to_rois(

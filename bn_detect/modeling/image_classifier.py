@@ -9,7 +9,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
-from ..configuration.keys import normalization_batch
+from ..configuration.keys import batch_for
 from ..layers import ImageLayout, NormalizationBatch, use_layout
 from ..layers.watching import apply_to_rois
 
@@ -54,13 +54,12 @@ class BNImageClassifier(nn.Module):
 
     @classmethod
     def from_config(cls, cfg) -> dict[str, Any]:
-        has_bn = cfg.MODEL.RESNETS.NORM == "BN"
         return {
             "backbone": build_backbone(cfg),
             "num_classes": cfg.MODEL.CLASSIFIER.NUM_CLASSES,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
-            "image_batch": normalization_batch(cfg) if has_bn else None,
+            "image_batch": batch_for(cfg, cfg.MODEL.RESNETS.NORM),
         }
 
     @property

@@ -11,9 +11,9 @@ from detectron2.modeling.roi_heads import (
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
-from ..configuration.keys import normalization_batch
-from ..layers import NormalizationBatch, use_layout
-from ..layers.watching import WatchesRoIs, apply_to_rois, head_layout
+from ..configuration.keys import batch_for
+from ..layers import NormalizationBatch
+from ..layers.watching import WatchesRoIs, apply_to_rois, give_layout
 
 
 class _TellsLabels(WatchesRoIs):
@@ -85,17 +85,16 @@ class BNRes5ROIHeads(_TellsLabels, Res5ROIHeads):
         self, *, res5: nn.Module, roi_batch: NormalizationBatch | None = None, **kwargs
     ) -> None:
         super().__init__(res5=res5, **kwargs)
-        self.roi_layout = head_layout("BN", roi_batch, "res5")
+        norm = "" if roi_batch is None else "BN"
+        self.roi_layout = give_layout(self.res5, norm, roi_batch, "res5")
         if roi_batch is not None:
-            use_layout(self.res5, self.roi_layout)
             self.watch_rois(self.roi_layout, self.pooler)
 
     @classmethod
     def from_config(cls, cfg, input_shape) -> dict:
-        has_bn = _res5_norm(cfg) == "BN"
         return {
             **super().from_config(cfg, input_shape),
-            "roi_batch": normalization_batch(cfg) if has_bn else None,
+            "roi_batch": batch_for(cfg, _res5_norm(cfg)),
         }
 
     @classmethod

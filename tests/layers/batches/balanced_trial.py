@@ -5,9 +5,10 @@ import sys
 import torch
 
 from bn_detect.layers import NormalizationBatch, convert_roi_batchnorm
+from bn_detect.layers.watching import layouts_of
 from tests.helpers.ranks import run_ranks
 from tests.modeling.images import Images
-from tests.modeling.small import CLASSES, KINDS, build, config, randomized, roi_bn_layers
+from tests.modeling.small import CLASSES, KINDS, build, config, randomized
 
 
 def shares_of(layout) -> torch.Tensor:
@@ -25,11 +26,7 @@ def train(kind: str, **settings) -> list[torch.Tensor]:
     losses = Images(range(4)).train(heads)
     sum(losses.values()).backward()
     assert all(p.grad.isfinite().all() and p.grad.any() for p in heads.parameters()), kind
-    layouts = list(dict.fromkeys(bn.layout for bn in roi_bn_layers(heads)))
-    for layout in layouts:
-        if kind == "mask" and layout.name == "mask":
-            assert len(layout.rois_per_image) == 4
-    return [shares_of(layout) for layout in layouts]
+    return [shares_of(layout) for layout in layouts_of(heads)]
 
 
 def in_one_process() -> None:
