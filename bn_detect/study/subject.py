@@ -14,7 +14,7 @@ from ..data import register_derived
 from ..engine.evaluation import evaluate_under
 from ..engine.trainer import BNTrainer
 from ..layers import NormalizationBatch, RoIBatchNorm2d
-from ..probes.batches import ProbeLoader
+from ..probes.adapters.detectron2_batches import ProbeLoader
 
 IMAGES = 480  # of each probe, where the dataset has as many
 JACOBIAN_IMAGES = 160  # its gradients take long

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from bn_detect import NormalizationBatch
 from bn_detect.probes import companion_swap, cross_roi_jacobian, decomposition, statistics_probe
-from bn_detect.probes.probing import Groups, find_head, probing
+from bn_detect.probes.adapters import find_head
+from bn_detect.probes.probing import Groups, probing
 from tests.modeling.small import CLASSES, KINDS
 from tests.population.snapshot import Snapshot
 
@@ -42,8 +43,8 @@ def test_all_probes_run(kind):
     assert set(swap.per_roi["label"]) == {0, 1, 2, 3} - ({3} if background == 0 else set())
 
     report = decomposition(model, {"a": data}, 1, population_loader=data, population_batches=2)
-    minibatch, ema, precise = (row.loss for row in report.rows)
-    assert minibatch != ema != precise
+    minibatch, population, precise = (row.loss for row in report.rows)
+    assert minibatch != population != precise
     with probing(model, None, 0) as (head, _):
         assert len(head.bn_layers) == layers
     assert statistics_probe(model, data, 2, permutations=2).images == 4
