@@ -45,15 +45,9 @@ __all__ = [
 if detectron2 is not None:
     from . import modeling  # registers the heads
     from .configuration.keys import add_bn_detect_config
-    from .data import register_digits, register_imagenet, register_leaky_shapes, register_neon_trees
+    from .data import register_all
 
-    for _register in (
-        register_neon_trees,
-        register_leaky_shapes,
-        register_digits,
-        register_imagenet,
-    ):
-        _register(replace=False)
+    register_all(replace=False)
     __all__ += ["add_bn_detect_config", "modeling"]
 
 

@@ -25,7 +25,8 @@ from ..engine.domain_shift import evaluate_on, with_statistics_of
 from ..engine.trainer import BNTrainer
 from ..population.bn_layers import select_bn_layers
 from ..runtime.checkpoint_file import add_trust_option
-from ..runtime.launch import WorkerDied, expected_world_size, launch, share_cores
+from ..runtime.errors import WorkerDied
+from ..runtime.launch import expected_world_size, launch, share_cores
 from ..runtime.signals import Interrupted
 from .precise_bn import load_all, read_state
 from .train import is_config_key, read_config

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ..data import prepare_digits
+from ..data import prepare_dataset
 from ..experiments import averages, domains, same_class, sizes
 from ..experiments.document import write_document
 from ..experiments.job import Job
@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    prepare_digits()
+    prepare_dataset("digits")
     jobs = {
         letter: [
             job

@@ -20,9 +20,10 @@ from ..engine.trainer import BNTrainer
 from ..layers import fill_levels
 from ..population.bn_layers import select_bn_layers
 from ..population.precise_bn import ROI_SOURCES
-from ..runtime.checkpoint_file import CheckpointError, add_trust_option, read_checkpoint
+from ..runtime.checkpoint_file import add_trust_option, read_checkpoint
+from ..runtime.errors import CheckpointError, WorkerDied
 from ..runtime.files import write_atomically
-from ..runtime.launch import FILE_ERRORS, WorkerDied, expected_world_size, launch, share_cores
+from ..runtime.launch import FILE_ERRORS, expected_world_size, launch, share_cores
 from ..runtime.signals import Interrupted
 from .train import read_config
 

@@ -30,8 +30,9 @@ from ..engine.trainer import BNTrainer
 from ..engine.trial import check_bn_layers, check_builds
 from ..runtime.checkpoint_file import add_trust_option
 from ..runtime.checkpointer import AtomicCheckpointer
+from ..runtime.errors import WorkerDied
 from ..runtime.files import write_json
-from ..runtime.launch import FILE_ERRORS, WorkerDied, expected_world_size, launch, share_cores
+from ..runtime.launch import FILE_ERRORS, expected_world_size, launch, share_cores
 from ..runtime.signals import Interrupted
 
 CONFIG_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*")

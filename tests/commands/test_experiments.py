@@ -81,7 +81,7 @@ def test_killed_it_goes_on_and_reports(tmp_path):
 @pytest.fixture
 def no_runs(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("bn_detect.commands.experiments.prepare_digits", lambda: None)
+    monkeypatch.setattr("bn_detect.commands.experiments.prepare_dataset", lambda name: None)
 
 
 def test_mistakes_end_before_anything_runs(no_runs, tmp_path, capsys):
