@@ -14,7 +14,7 @@ from .estimates import Estimate, over_seeds
 from .flips import draw_flips
 from .summary import ArmSummary, evaluation
 
-STATISTICS = ("minibatch", "ema", "precise")
+STATISTICS = ("minibatch", "population", "precise")
 KINDS = ("population", "minibatch", "precise")
 
 

@@ -13,8 +13,8 @@ from .. import probes
 from ..data import register_derived
 from ..engine.evaluation import evaluate_under
 from ..engine.trainer import BNTrainer
-from ..layers import NormalizationBatch, RoIBatchNorm2d
-from ..probes.batches import ProbeLoader
+from ..layers import NormalizationBatch
+from ..probes.adapters.detectron2_batches import ProbeLoader
 
 IMAGES = 480  # of each probe, where the dataset has as many
 JACOBIAN_IMAGES = 160  # its gradients take long
@@ -42,14 +42,9 @@ class Subject:
         return list(MetadataCatalog.get(name).get("thing_classes", []))
 
     @property
-    def partition(self) -> NormalizationBatch | None:
-        """None: the head knows. Of plain BatchNorm: the worker that it was trained in."""
-        layers = list(self.model.roi_heads.modules())
-        if any(isinstance(layer, RoIBatchNorm2d) for layer in layers):
-            return None
-        if any(isinstance(layer, nn.SyncBatchNorm) for layer in layers):
-            return NormalizationBatch(batch="global")
-        return NormalizationBatch(virtual_workers=self.cfg.MODEL.ROI_BN.VIRTUAL_WORKERS)
+    def partition(self) -> NormalizationBatch:
+        """The normalization batch that the head was trained with."""
+        return probes.own_batch(self.model, self.cfg.MODEL.ROI_BN.VIRTUAL_WORKERS)
 
     def batches(self, images: int = IMAGES, splits: tuple[str, ...] = ("TEST",)) -> int:
         """How many batches hold so many images, or all there are."""
