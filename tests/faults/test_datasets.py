@@ -8,18 +8,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from detectron2.config import get_cfg
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 from detectron2.data.datasets import register_coco_instances
+from detectron2.evaluation import COCOEvaluator
+from detectron2.structures import Boxes, Instances
 from PIL import Image
 from pycocotools import mask as mask_util
 
 from bn_detect.commands import train as train_command
-from bn_detect.data import DatasetError, check_dataset, check_datasets
+from bn_detect.data import BNDatasetMapper, DatasetError, check_dataset, check_datasets
 from tests.data.small_dataset import small_dataset
 from tests.helpers.train_net import REPOSITORY
 
-from .test_data import no_hang
+from .mutations import mutants
+from .test_data import judged, no_hang
 
 SERIAL = itertools.count()
 IMAGE_FAULTS = ["missing", "empty", "cut off", "text", "another size", "a folder", "one channel"]
@@ -85,6 +89,7 @@ SEGMENTATIONS = {
     "NaN": [[math.nan, 1, 9, 1, 9, 9]],
     "infinite": [[math.inf, 1, 9, 1, 9, 9]],
     "of 400 digits": [[10**400, 1, 9, 1, 9, 9]],
+    "far outside its image": [[10**12, 1, 9, 1, 9, 9]],
     "of letters": [["a", 1, 9, 1, 9, 9]],
     "an RLE of another size": {**RLE, "size": [40, 30]},
     "an RLE without a size": {"counts": RLE["counts"]},
@@ -160,7 +165,7 @@ def test_annotations_that_cannot_be_evaluated(kind, tmp_path, happened):
 @pytest.mark.parametrize("kind", ["none", "unknown", "panoptic"])
 @pytest.mark.fault("the evaluator type of a test set is {kind}", should="refused before training")
 def test_evaluator_types(kind, tmp_path, happened):
-    name, coco = register_small(tmp_path, register=False)
+    name, coco = register_small(tmp_path, known=False)
     DatasetCatalog.register(name, list)
     types = {"unknown": "voc", "panoptic": "coco_panoptic_seg"}
     if kind in types:
@@ -194,6 +199,56 @@ def test_json(tmp_path, happened):
     happened(str(error.value).replace(str(tmp_path), "FOLDER"))
 
 
+@pytest.mark.parametrize("head", ["MASK_ON", "KEYPOINT_ON"])
+@pytest.mark.fault(
+    "a COCO JSON for {head} with one thing spoilt: keys, types, polygons, points, ids, text",
+    should="refused in one line by the check before training; else mapped and evaluated",
+)
+@pytest.mark.timeout(900)
+def test_any_mutant_is_refused_or_used(head, tmp_path, size, happened):
+    name, coco = register_small(tmp_path)
+    cfg = uses(name, **{head: True})
+    cfg.INPUT.MASK_FORMAT = "bitmask"
+
+    def check() -> None:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+        register(name, tmp_path)
+        check_datasets([name], cfg)
+
+    def use() -> str | None:
+        mapper = BNDatasetMapper(cfg, True)
+        evaluator = COCOEvaluator(name, distributed=False, kpt_oks_sigmas=[0.1] * 3)
+        evaluator.reset()
+        for d in get_detection_dataset_dicts([name], filter_empty=False):
+            objects = [a for a in d["annotations"] if not a.get("iscrowd", 0)]
+            mapped = mapper(d)["instances"]
+            if len(mapped) != len(objects):
+                return f"{len(objects)} objects became {len(mapped)}"
+            if not mapped.gt_boxes.tensor.isfinite().all():
+                return "a box is not finite"
+            evaluator.process([d], [{"instances": perfect(d, objects)}])
+        results = evaluator.evaluate()
+        return None if set(results) == {"bbox", TASKS[head]} else f"evaluated {set(results)}"
+
+    def perfect(d: dict, objects: list[dict]) -> Instances:
+        found = Instances((d["height"], d["width"]))
+        boxes = torch.tensor([o["bbox"] for o in objects], dtype=torch.float32).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        found.pred_boxes, found.scores = Boxes(boxes), torch.ones(len(boxes))
+        found.pred_classes = torch.tensor([o["category_id"] for o in objects], dtype=torch.int64)
+        if head == "MASK_ON":
+            found.pred_masks = torch.zeros(len(boxes), 30, 40, dtype=torch.bool)
+        else:
+            found.pred_keypoints = torch.zeros(len(boxes), 3, 3)
+        return found
+
+    happened(judged(mutants(coco, "json", size(60, 500)), tmp_path / "a.json", check, use))
+
+
+TASKS = {"MASK_ON": "segm", "KEYPOINT_ON": "keypoints"}
+
+
 def test_what_is_right_is_not_refused(tmp_path):
     """The dataset that the tests above spoil, and faults that do not matter to a use."""
     name, coco = register_small(tmp_path)
@@ -222,16 +277,20 @@ def test_training_passes_its_config_to_the_check(tmp_path):
         train_command.check(train_command.read_config(args), args, 1)
 
 
-def register_small(folder: Path, *, register: bool = True) -> tuple[str, dict]:
+def register_small(folder: Path, *, known: bool = True) -> tuple[str, dict]:
     """Register a small dataset with masks and keypoints; return its name and its JSON's content."""
     name = f"spoilt_{next(SERIAL)}"
     coco = small_dataset(folder)
     for annotation in coco["annotations"]:
         annotation |= {"segmentation": CLOSED, "keypoints": list(POINTS), "num_keypoints": 2}
-    if register:
-        names = {"keypoint_names": ["a", "b", "c"], "keypoint_flip_map": [("a", "b")]}
-        register_coco_instances(name, names, str(folder / "a.json"), str(folder / "images"))
+    if known:
+        register(name, folder)
     return name, coco
+
+
+def register(name: str, folder: Path) -> None:
+    names = {"keypoint_names": ["a", "b", "c"], "keypoint_flip_map": [("a", "b")]}
+    register_coco_instances(name, names, str(folder / "a.json"), str(folder / "images"))
 
 
 def spoil(entry: dict, key: str, value) -> None:

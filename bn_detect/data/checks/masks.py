@@ -7,6 +7,7 @@ from .needs import Needs
 from .numbers import is_integer, is_number
 
 SHORTEST = 6  # numbers of a polygon with three corners
+LARGEST_SIDE = 2**15  # px, of an image whose size is not known
 
 
 def mask_faults(
@@ -30,8 +31,9 @@ def mask_faults(
             what = "is empty" if "segmentation" in annotation else "is missing"
             yield f"'segmentation' {what}, which MODEL.MASK_ON needs"
     elif isinstance(segmentation, list):
+        side = max(image.get("width", LARGEST_SIDE), image.get("height", LARGEST_SIDE))
         strict = needs.mask_format is not None
-        yield from _polygon_faults(segmentation, strict, short_polygons)
+        yield from _polygon_faults(segmentation, side, strict, short_polygons)
     elif isinstance(segmentation, dict):
         yield from _rle_faults(segmentation, image, needs)
         trained = needs.trained and annotation.get("iscrowd", 0) == 0
@@ -41,7 +43,9 @@ def mask_faults(
         yield f"'segmentation' must be a list of polygons or an RLE, got {segmentation!r:.60}"
 
 
-def _polygon_faults(polygons: list[Any], strict: bool, short_polygons: bool) -> Iterator[str]:
+def _polygon_faults(
+    polygons: list[Any], side: int, strict: bool, short_polygons: bool
+) -> Iterator[str]:
     if all(is_number(item) for item in polygons):
         yield "'segmentation' is a flat list; it must be a list of polygons, [[x, y, ...], ...]"
         return
@@ -55,9 +59,14 @@ def _polygon_faults(polygons: list[Any], strict: bool, short_polygons: bool) -> 
             f"'segmentation' has a polygon of {lengths[0]} numbers; it must be an even number, "
             f"at least {SHORTEST}"
         )
-    wrong = [value for polygon in polygons for value in polygon if not is_number(value)]
-    if strict and wrong:
-        yield f"'segmentation' has a coordinate {wrong[0]!r:.60}, which is no finite number"
+    values = [value for polygon in polygons for value in polygon] if strict else []
+    for value in values:
+        if not is_number(value):
+            yield f"'segmentation' has a coordinate {value!r:.60}, which is no finite number"
+            return
+        if not -side <= value <= 2 * side:  # drawing it would take memory for each pixel of it
+            yield f"'segmentation' has a coordinate {value!r:.60}, far outside its image"
+            return
 
 
 def _rle_faults(rle: dict[str, Any], image: dict[str, Any], needs: Needs) -> Iterator[str]:
