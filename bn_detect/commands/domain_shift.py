@@ -100,7 +100,7 @@ def check(cfg: CfgNode, args: argparse.Namespace, world_size: int) -> None:
         )
     validate_config(BNTrainer.auto_scale_workers(cfg, world_size), world_size)
     _register(cfg, args)
-    check_datasets([args.images_of, *cfg.DATASETS.TEST])
+    check_datasets([args.images_of, *cfg.DATASETS.TEST], cfg)
     available = len(DatasetCatalog.get(args.images_of))
     workers = world_size * cfg.MODEL.ROI_BN.VIRTUAL_WORKERS
     numbers = args.num_images or [min(max(n, workers), available) for n in DEFAULT_IMAGES]

@@ -143,7 +143,7 @@ def check(cfg: CfgNode, args: argparse.Namespace, world_size: int) -> None:
     validate_config(BNTrainer.auto_scale_workers(cfg, world_size), world_size)
     names = [*cfg.DATASETS.TRAIN, *(cfg.DATASETS.TEST if args.evaluate else ())]
     register_derived(names)
-    check_datasets(names)
+    check_datasets(names, cfg)
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE = "cpu"

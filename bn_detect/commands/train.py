@@ -97,7 +97,7 @@ def check(cfg: CfgNode, args: argparse.Namespace, world_size: int) -> None:
     check_bn_layers(cfg, model, trains=not args.eval_only, precise=precise)
     names = [*(cfg.DATASETS.TRAIN if trains else ()), *cfg.DATASETS.TEST]
     register_derived(names)
-    check_num_classes(cfg, check_datasets(names))
+    check_num_classes(cfg, check_datasets(names, cfg))
     check_classes(cfg)
 
 

@@ -31,6 +31,7 @@ from torch import nn
 from ..configuration.classifier import CLASSIFIER
 from ..configuration.validation import validate_config
 from ..data import CLASSIFICATION, BNDatasetMapper, ClassificationMapper
+from ..data.metadata import EVALUATORS
 from ..runtime.checkpointer import AtomicCheckpointer
 from ..runtime.files import as_folder_name
 from .amp import CPUAMPTrainer
@@ -221,8 +222,8 @@ class BNTrainer(DefaultTrainer):
         if kind == CLASSIFICATION:
             return ClassificationEvaluator()
         raise ValueError(
-            f"DATASETS.TEST: {dataset_name!r} has evaluator_type {kind!r}; supported are coco, "
-            "lvis, pascal_voc and classification"
+            f"DATASETS.TEST: {dataset_name!r} has evaluator_type {kind!r}; supported are "
+            f"{', '.join(EVALUATORS)}"
         )
 
 
