@@ -51,6 +51,12 @@ def layouts_of(model: nn.Module) -> list[RoILayout]:
     return list(dict.fromkeys(value for value in attributes if isinstance(value, RoILayout)))
 
 
+def watched_layouts(model: nn.Module) -> set[RoILayout]:
+    """Return the layouts that a module of `model` keeps informed of the RoIs per image."""
+    watchers = (module for module in model.modules() if isinstance(module, WatchesRoIs))
+    return {layout for watcher in watchers for layout in watcher.watched_layouts()}
+
+
 def give_layout(
     head: nn.Module,
     conv_norm: str | Callable[[int], nn.Module],

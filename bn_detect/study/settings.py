@@ -4,11 +4,11 @@ import argparse
 
 from detectron2.config import CfgNode
 
+from ..configuration.check import check_run
+from ..configuration.model import check_model
 from ..configuration.reading import read_config
-from ..configuration.validation import validate_config
 from ..engine.evaluation import kinds_of
 from ..engine.trainer import BNTrainer
-from ..engine.trial import check_bn_layers, check_builds
 from .plan import Arm, Study
 
 
@@ -36,12 +36,10 @@ def arm_config(study: Study, arm: Arm, *, workers: int, here: bool) -> CfgNode:
         checked.defrost()
         if not here:
             checked.MODEL.DEVICE = "cpu"
-        validate_config(BNTrainer.auto_scale_workers(checked, workers), workers)
-        model = check_builds(checked)
-        evaluated = "evaluation" in study.measure and "precise" in kinds_of(model)
-        trains = study.train and arm.inference_of is None
-        precise = checked.TEST.PRECISE_BN.ENABLED or evaluated
-        check_bn_layers(checked, model, trains=trains, precise=precise)
+        trains, precise = study.train and arm.inference_of is None, cfg.TEST.PRECISE_BN.ENABLED
+        model = check_run(checked, workers, BNTrainer, (), trains=trains, precise=precise)
+        if "evaluation" in study.measure and "precise" in kinds_of(model):
+            check_model(checked, model, trains=False, precise=True)
     except ValueError as error:
         raise ValueError(f"{study.file}: arm {arm.name!r}: {error}") from error
     return cfg
