@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,9 +10,10 @@ from detectron2.data import DatasetCatalog
 
 from ..data import register_derived
 from ..engine.classification_evaluator import TASK, ClassificationEvaluator
-from ..engine.evaluation import kept_buffers
+from ..layers.statistics import use_statistics
 from ..modeling import BNImageClassifier
 from ..population import update_population_stats
+from ..population.undisturbed import kept_buffers
 from .training import QuietTrainer
 
 WHOLE = 64  # images of a batch where the normalization batch shall not matter
@@ -48,20 +48,11 @@ def error(
     evaluator, mode = ClassificationEvaluator(), model.training
     evaluator.reset()
     model.eval()
-    with normalizing(model, **changes):
+    with use_statistics(model, **changes):
         for batch in batches:
             evaluator.process(batch, model(batch))
     model.train(mode)
     return evaluator.evaluate()[TASK]["top1_error"]
-
-
-@contextlib.contextmanager
-def normalizing(model: BNImageClassifier, **changes: Any) -> Iterator[None]:
-    """Within it, these settings of the model's normalization batch are others."""
-    layout = model.image_layout
-    with layout.undisturbed():
-        layout.settings = replace(layout.settings, **changes)
-        yield
 
 
 @contextlib.contextmanager
@@ -72,7 +63,7 @@ def precise(model: BNImageClassifier, batches: Sequence[Batch], **changes: Any) 
         changes: of the normalization batch during the pass; none: that of training.
     """
     with kept_buffers(model):
-        with normalizing(model, **changes):
+        with use_statistics(model, **changes):
             update_population_stats(model, batches, len(batches), roi_source="test", progress=False)
         yield
 

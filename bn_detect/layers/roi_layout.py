@@ -176,7 +176,7 @@ class RoILayout:
                 self.redraw()
                 self._begin()
             self._served.add(layer)
-        key = (num_rois, device, training)
+        key = (num_rois, device, training, self.settings)
         if self._partition is None or self._partition[0] != key:
             self._check_shared(num_rois, training)
             self._partition = (key, self._make(num_rois, device, training))

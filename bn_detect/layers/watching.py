@@ -1,12 +1,12 @@
-"""What the BN heads share: layouts that are kept informed, and RoIs that are moved."""
+"""What the BN heads share: layouts that are told the RoIs of each forward, and RoIs that move."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Callable
 
 from torch import Tensor, nn
 
 from ..distributed import unshuffle_rois
-from . import NormalizationBatch, RoIBatchNorm2d, RoILayout
+from .normalization_batch import NormalizationBatch
+from .roi_layout import RoILayout
 
 
 class WatchesRoIs(nn.Module):
@@ -37,6 +37,12 @@ class WatchesRoIs(nn.Module):
         ]
 
 
+def layouts_of(model: nn.Module) -> list[RoILayout]:
+    """Every RoI layout of a model, once: those of its layers and those of its heads."""
+    attributes = (value for module in model.modules() for value in vars(module).values())
+    return list(dict.fromkeys(value for value in attributes if isinstance(value, RoILayout)))
+
+
 def head_layout(
     conv_norm: str | Callable, roi_batch: NormalizationBatch | None, name: str
 ) -> RoILayout:
@@ -58,6 +64,15 @@ def head_layout(
     return RoILayout(roi_batch, name=name)
 
 
+def apply_to_rois(
+    layout: RoILayout, layers: Callable[[Tensor], Tensor], x: Tensor, *, training: bool
+) -> Tensor:
+    """Compute `layers(x)`; in training after RoI shuffling where the layout moves features."""
+    if training and layout.settings.moves_features:
+        return apply_to_moved_rois(layout, layers, x)
+    return layers(x)
+
+
 def apply_to_moved_rois(layout: RoILayout, layers: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """`layers(x)` computed after RoI shuffling: features move there, outputs move back.
 
@@ -69,13 +84,3 @@ def apply_to_moved_rois(layout: RoILayout, layers: Callable[[Tensor], Tensor], x
     """
     moved, plan = layout.shuffle(x)
     return unshuffle_rois(layers(moved), plan)
-
-
-def keep_rois_in_place(modules: Iterable[nn.Module]) -> None:
-    """From `exchange="features"` to "statistics", with the same groups: heads move RoIs in training
-    mode only, while layers may need their groups in another."""
-    for module in modules:
-        if isinstance(module, RoIBatchNorm2d):
-            module.layout.settings = replace(module.layout.settings, exchange="statistics")
-        if hasattr(module, "_moves_rois"):
-            module._moves_rois = False

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..configuration.keys import normalization_batch
 from ..layers import ImageLayout, NormalizationBatch, use_layout
-from ..layers.watching import apply_to_moved_rois
+from ..layers.watching import apply_to_rois
 
 
 @META_ARCH_REGISTRY.register()
@@ -49,7 +49,6 @@ class BNImageClassifier(nn.Module):
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
         self.image_layout = ImageLayout(image_batch, name="images")
-        self._moves_images = image_batch is not None and image_batch.moves_features
         if image_batch is not None:
             use_layout(self.backbone, self.image_layout)
 
@@ -102,9 +101,7 @@ class BNImageClassifier(nn.Module):
         return (x - self.pixel_mean) / self.pixel_std
 
     def _logits(self, x: Tensor) -> Tensor:
-        if self.training and self._moves_images:
-            return apply_to_moved_rois(self.image_layout, self._network, x)
-        return self._network(x)
+        return apply_to_rois(self.image_layout, self._network, x, training=self.training)
 
     def _network(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, num_classes)."""

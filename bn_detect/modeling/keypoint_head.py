@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..configuration.keys import normalization_batch
 from ..layers import NormalizationBatch, use_layout
-from ..layers.watching import WatchesRoIs, apply_to_moved_rois, head_layout
+from ..layers.watching import WatchesRoIs, apply_to_rois, head_layout
 
 
 @ROI_KEYPOINT_HEAD_REGISTRY.register()
@@ -36,7 +36,6 @@ class BNKRCNNConvDeconvUpsampleHead(WatchesRoIs, KRCNNConvDeconvUpsampleHead):
     ) -> None:
         super().__init__(input_shape, **kwargs)
         self.roi_layout = head_layout(conv_norm, roi_batch, "keypoint")
-        self._moves_rois = self.roi_layout.settings.moves_features
         if conv_norm:
             for conv in (m for m in self if isinstance(m, Conv2d)):
                 conv.norm = get_norm(conv_norm, conv.out_channels)
@@ -56,8 +55,8 @@ class BNKRCNNConvDeconvUpsampleHead(WatchesRoIs, KRCNNConvDeconvUpsampleHead):
 
     def layers(self, x: Tensor) -> Tensor:
         """(R, C, H, W) pooled features -> (R, num_keypoints, 4H, 4W) heatmap logits."""
-        if not torch.jit.is_scripting() and self.training and self._moves_rois:
-            return apply_to_moved_rois(self.roi_layout, super().layers, x)
+        if not torch.jit.is_scripting():
+            return apply_to_rois(self.roi_layout, super().layers, x, training=self.training)
         for layer in self:
             x = layer(x)
         return interpolate(x, scale_factor=self.up_scale, mode="bilinear", align_corners=False)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..configuration.keys import normalization_batch
 from ..layers import NormalizationBatch, use_layout
-from ..layers.watching import WatchesRoIs, apply_to_moved_rois, head_layout
+from ..layers.watching import WatchesRoIs, apply_to_rois, head_layout
 
 
 @ROI_MASK_HEAD_REGISTRY.register()
@@ -34,7 +34,6 @@ class BNMaskConvUpsampleHead(WatchesRoIs, MaskRCNNConvUpsampleHead):
     ) -> None:
         super().__init__(input_shape, conv_norm=conv_norm, **kwargs)
         self.roi_layout = head_layout(conv_norm, roi_batch, "mask")
-        self._moves_rois = self.roi_layout.settings.moves_features
         if conv_norm == "BN":
             use_layout(self, self.roi_layout)
             self.watch_rois(self.roi_layout, self)  # forward(x, instances)
@@ -49,8 +48,8 @@ class BNMaskConvUpsampleHead(WatchesRoIs, MaskRCNNConvUpsampleHead):
 
     def layers(self, x: Tensor) -> Tensor:
         """(R, C, H, W) pooled features -> (R, num_classes, 2H, 2W) mask logits."""
-        if not torch.jit.is_scripting() and self.training and self._moves_rois:
-            return apply_to_moved_rois(self.roi_layout, super().layers, x)
+        if not torch.jit.is_scripting():
+            return apply_to_rois(self.roi_layout, super().layers, x, training=self.training)
         for layer in self:
             x = layer(x)
         return x

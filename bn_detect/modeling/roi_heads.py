@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..configuration.keys import normalization_batch
 from ..layers import NormalizationBatch, use_layout
-from ..layers.watching import WatchesRoIs, apply_to_moved_rois, head_layout
+from ..layers.watching import WatchesRoIs, apply_to_rois, head_layout
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -66,7 +66,6 @@ class BNRes5ROIHeads(WatchesRoIs, Res5ROIHeads):
     ) -> None:
         super().__init__(res5=res5, **kwargs)
         self.roi_layout = head_layout("BN", roi_batch, "res5")
-        self._moves_rois = self.roi_layout.settings.moves_features
         if roi_batch is not None:
             use_layout(self.res5, self.roi_layout)
             self.watch_rois(self.roi_layout, self.pooler)
@@ -88,8 +87,8 @@ class BNRes5ROIHeads(WatchesRoIs, Res5ROIHeads):
 
     def _shared_roi_transform(self, features: list[Tensor], boxes: list[Boxes]) -> Tensor:
         x = self.pooler(features, boxes)
-        if not torch.jit.is_scripting() and self.training and self._moves_rois:
-            return apply_to_moved_rois(self.roi_layout, self.res5, x)
+        if not torch.jit.is_scripting():
+            return apply_to_rois(self.roi_layout, self.res5, x, training=self.training)
         return self.res5(x)
 
 

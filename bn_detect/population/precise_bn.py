@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from ..distributed.collectives import all_gather_int, default_group, rank
 from ..layers import RoIBatchNorm2d
-from ..layers.watching import WatchesRoIs, keep_rois_in_place
+from ..layers.statistics import use_statistics
+from ..layers.watching import WatchesRoIs
 from .moments import BatchedMoments, pool_over_ranks
 from .observe import observe, populations
 from .report import LayerReport, PopulationReport
@@ -76,7 +77,9 @@ def update_population_stats(
         for name, layer in layers.items()
     }
     every = [each for of_layer in found.values() for each in of_layer]
-    with undisturbed(model), _collecting(model, layers, found, roi_source):
+    # Layers need their groups in eval mode too, in which heads do not move RoIs.
+    in_place = use_statistics(model, exchange="statistics")
+    with undisturbed(model), in_place, _collecting(model, layers, found, roi_source):
         _forward_batches(model, loader, num_iters, every, progress)
 
     pool_over_ranks(every, default_group())
@@ -212,7 +215,6 @@ def _collecting(
             model.eval()
         elif not model.training:
             model.train()
-        keep_rois_in_place(model.modules())
         for module in model.modules():
             if isinstance(module, WatchesRoIs):
                 module.watch(True)  # the layers need their layouts in inference mode too

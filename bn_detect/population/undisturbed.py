@@ -50,3 +50,15 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         torch.set_rng_state(states[2])
         for device, state in on_cuda:
             torch.cuda.set_rng_state(state, device)
+
+
+@contextlib.contextmanager
+def kept_buffers(model: nn.Module) -> Iterator[None]:
+    """Restore the values of all buffers of `model` at the end, whatever happens inside."""
+    before = {buffer: buffer.clone() for buffer in model.buffers()}
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in before.items():
+                buffer.copy_(value)

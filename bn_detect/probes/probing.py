@@ -12,7 +12,7 @@ from torchvision.models.detection.roi_heads import RoIHeads as TorchvisionRoIHea
 
 from ..distributed.collectives import default_group
 from ..layers import NormalizationBatch, RoIBatchNorm2d, RoILayout
-from ..layers.watching import keep_rois_in_place
+from ..layers.statistics import use_statistics
 from ..population.precise_bn import unwrapped
 from ..population.undisturbed import undisturbed
 from .adapters.detectron2_heads import Detectron2Head
@@ -76,7 +76,11 @@ def probing(
     model = unwrapped(model)
     head = find_head(model)
     groups = Groups(partition or _own_batch(head))
-    with undisturbed(model), EventStorage(1):
+    # A forward of the head is one batch; its parts stay with their own parents.
+    one_batch = use_statistics(
+        nn.ModuleList(head.parts), batch="worker", virtual_workers=1, exchange="statistics"
+    )
+    with undisturbed(model), EventStorage(1), one_batch:
         head.seed = seed
         _prepare(model, head)
         yield head, groups
@@ -128,10 +132,6 @@ def _prepare(model: nn.Module, head: RoIHead) -> None:
     model.eval()
     if head.proposals is not None:
         head.proposals.training = True  # itself, not its layers: as many proposals as in training
-    keep_rois_in_place(head.modules)
-    for module in head.modules:
-        if isinstance(module, RoIBatchNorm2d):
-            module.layout.settings = NormalizationBatch("worker")
     _train_head(head)
 
 
