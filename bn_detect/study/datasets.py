@@ -2,16 +2,21 @@
 
 import difflib
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any
 
-from ..data import TilingOptions, prepare_neon_trees
+from ..data import TilingOptions, prepare_digits, prepare_neon_trees
 from ..data.datasets.leaky_shapes import LeakyShapesOptions, prepare_leaky_shapes
 from ..data.datasets.neon_trees import default_root
 from .plan import Study
 
 LEAKY_SHAPES = "leaky_shapes"  # and any name that begins so and goes on with _
 NEON_TREES = "neon_trees"
+
+
+@dataclass
+class NoOptions:
+    pass
 
 
 def prepare_datasets(study: Study) -> None:
@@ -39,6 +44,8 @@ def _maker(study: Study, name: str) -> tuple[type, Callable[[Any], bool]]:
         return LeakyShapesOptions, lambda options: prepare_leaky_shapes(
             default_root(), options, name=name
         )
+    if name == "digits":
+        return NoOptions, lambda options: prepare_digits()
     raise ValueError(
         f"{study.file}: datasets: {name!r} is none that can be made ({NEON_TREES}, {LEAKY_SHAPES}, "
         f"{LEAKY_SHAPES}_*); other registered datasets need not be listed"
