@@ -14,7 +14,7 @@ except ImportError as error:
 
 from . import modeling  # registers the heads
 from .configuration.keys import add_bn_detect_config
-from .data import register_digits, register_imagenet, register_leaky_shapes, register_neon_trees
+from .data import register_all
 from .layers import (
     NormalizationBatch,
     RoIBatchNorm2d,
@@ -27,10 +27,7 @@ from .layers import (
 from .population import update_population_stats
 from .population.averaging import average_running_statistics
 
-register_neon_trees(replace=False)
-register_leaky_shapes(replace=False)
-register_digits(replace=False)
-register_imagenet(replace=False)
+register_all(replace=False)
 
 __version__ = "0.1.0"
 __all__ = [

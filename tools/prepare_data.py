@@ -2,7 +2,7 @@
 """Prepare datasets, and check datasets.
 
 prepare_data.py neon-trees
-prepare_data.py leaky-shapes
+prepare_data.py leaky-shapes --name leaky_shapes_zero --correlation 0
 prepare_data.py digits
 prepare_data.py corrupted --dataset neon_trees_val --corruption fog --severity 3
 prepare_data.py check neon_trees_train coco_2017_val
@@ -15,60 +15,27 @@ from dataclasses import fields
 
 from bn_detect.data import (
     CORRUPTIONS,
+    DATASETS,
     DatasetError,
-    LeakyShapesOptions,
-    TilingOptions,
     check_dataset,
-    prepare_digits,
-    prepare_leaky_shapes,
-    prepare_neon_trees,
+    prepare_dataset,
     register_derived,
     summary_table,
     write_corrupted,
 )
 from bn_detect.data.corrupted import corrupted_name
 from bn_detect.data.corruptions import SEVERITIES
-from bn_detect.data.datasets.neon_trees import FOLDER, prepared_summaries
 from bn_detect.data.prepared import default_root
-
-DIALS = {
-    "correlation": "companion cue, 0 to 1: how much the classes of an image's objects agree",
-    "own_evidence": "0 to 1: share of objects sure to show their own class's colour",
-    "classes": "number of classes",
-    "images": "training images",
-    "val_images": "validation images",
-    "min_objects": "per image",
-    "max_objects": "per image",
-    "min_side": "of an object, px",
-    "max_side": "of an object, px",
-    "size": "of an image, px",
-    "noise": "of a pixel, grey levels",
-    "seed": "of everything",
-}
+from bn_detect.data.registration import SPLITS
 
 
-def neon_trees(args: argparse.Namespace) -> int:
-    options = TilingOptions(args.tile, args.overlap, args.min_visible, args.edge_boxes)
-    made = prepare_neon_trees(args.root, options, wheel=args.wheel, force=args.force)
-    print(f"{args.root}/{FOLDER}: {'prepared' if made else 'already prepared, nothing to do'}")
-    print(summary_table(prepared_summaries(args.root)))
-    return 0
-
-
-def leaky_shapes(args: argparse.Namespace) -> int:
-    options = LeakyShapesOptions(
-        **{f.name: getattr(args, f.name) for f in fields(LeakyShapesOptions)}
-    )
-    made = prepare_leaky_shapes(args.root, options, name=args.name, force=args.force)
-    print(f"{args.root}/{args.name}: {'prepared' if made else 'already prepared, nothing to do'}")
-    print(summary_table([check_dataset(f"{args.name}_{split}") for split in ("train", "val")]))
-    return 0
-
-
-def digits(args: argparse.Namespace) -> int:
-    made = prepare_digits(args.root, force=args.force)
-    print(f"{args.root}/digits: {'prepared' if made else 'already prepared, nothing to do'}")
-    print(summary_table([check_dataset(f"digits_{split}") for split in ("train", "val")]))
+def prepare(args: argparse.Namespace) -> int:
+    row = DATASETS[args.kind]
+    name = args.name or args.kind
+    options = row.options(**{f.name: getattr(args, f.name) for f in fields(row.options)})
+    made = prepare_dataset(name, options, kind=args.kind, root=args.root, force=args.force)
+    print(f"{args.root}/{name}: {'prepared' if made else 'already prepared, nothing to do'}")
+    print(summary_table([check_dataset(f"{name}_{split}") for split in SPLITS]))
     return 0
 
 
@@ -85,79 +52,50 @@ def check(args: argparse.Namespace) -> int:
     for module in args.imports:
         importlib.import_module(module)
     register_derived(args.names)
-    summaries, errors = [], []
+    summaries, failures = [], []
     for name in args.names:
         try:
             summaries.append(check_dataset(name))
         except DatasetError as error:
-            errors.append(error)
+            failures.append(error)
     if summaries:
         print(summary_table(summaries))
-    for error in errors:
-        print(f"error: {error}", file=sys.stderr)
-    return 1 if errors else 0
+    for failure in failures:
+        print(f"error: {failure}", file=sys.stderr)
+    return 1 if failures else 0
 
 
 def parser() -> argparse.ArgumentParser:
-    defaults = TilingOptions()
     main_parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = main_parser.add_subparsers(required=True, metavar="COMMAND")
-
-    neon = commands.add_parser(
-        "neon-trees",
-        help="make neon_trees_train and neon_trees_val from the wheel of deepforest (MIT)",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    neon.set_defaults(run=neon_trees)
-    add = neon.add_argument
-    add("--root", default=str(default_root()), help="the folder that will hold neon_trees/")
-    add("--tile", type=int, default=defaults.tile, help="largest side of a tile, px")
-    add(
-        "--overlap",
-        type=int,
-        default=defaults.overlap,
-        help="what neighbouring training tiles share, px; validation tiles share nothing",
-    )
-    add(
-        "--min-visible",
-        type=float,
-        default=defaults.min_visible,
-        help="a box that a tile's edge cuts counts where more than this share of it is seen",
-    )
-    add(
-        "--edge-boxes",
-        choices=("ignore", "drop"),
-        default=defaults.edge_boxes,
-        help="what becomes of a box of which less is seen: kept with iscrowd=1, or left out",
-    )
-    add("--wheel", help="the wheel of deepforest, if it is not to be downloaded")
-    add("--force", action="store_true", help="rebuild what was prepared before")
-
-    leaky = commands.add_parser(
-        "leaky-shapes",
-        help="generate leaky_shapes_train and leaky_shapes_val, whose leak can be dialled",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    leaky.set_defaults(run=leaky_shapes)
-    add = leaky.add_argument
-    add("--root", default=str(default_root()), help="the folder that will hold NAME/")
-    add("--name", default="leaky_shapes", help="of the dataset; begins with leaky_shapes")
-    for dial in fields(LeakyShapesOptions):
-        flag = f"--{dial.name.replace('_', '-')}"
-        add(flag, type=type(dial.default), default=dial.default, help=DIALS[dial.name])
-    add("--force", action="store_true", help="rebuild what was prepared before")
-
-    handwritten = commands.add_parser(
-        "digits",
-        help="write scikit-learn's handwritten digits as image files: digits_train, digits_val",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    handwritten.set_defaults(run=digits)
-    add = handwritten.add_argument
-    add("--root", default=str(default_root()), help="the folder that will hold digits/")
-    add("--force", action="store_true", help="write them anew")
+    for kind, row in DATASETS.items():
+        if row.prepare is None:
+            continue
+        command = commands.add_parser(
+            kind.replace("_", "-"),
+            help=row.help,
+            description=row.help,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
+        command.set_defaults(run=prepare, kind=kind)
+        command.add_argument("--root", default=str(default_root()), help="the folder for NAME/")
+        command.add_argument("--name", help=f"of the dataset; by default {kind}")
+        for option in fields(row.options):
+            rule = option.metadata
+            flag = rule["flag"] or f"--{option.name.replace('_', '-')}"
+            several = isinstance(option.default, tuple)
+            command.add_argument(
+                flag,
+                dest=option.name,
+                type=str if several else type(option.default),
+                nargs="+" if several else None,
+                default=option.default,
+                choices=rule["choices"],
+                help=rule["help"],
+            )
+        command.add_argument("--force", action="store_true", help="rebuild what was made before")
 
     corrupting = commands.add_parser(
         "corrupted",

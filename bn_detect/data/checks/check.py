@@ -3,7 +3,6 @@
 import difflib
 import logging
 import os
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -12,10 +11,8 @@ from detectron2.data.catalog import Metadata
 from detectron2.utils.file_io import PathManager
 
 from ...runtime.files import as_folder_name
-from ..datasets.image_folders import CLASSIFICATION
-from ..datasets.neon_trees import FOLDER, SPLITS
 from ..errors import DatasetError
-from ..prepared import default_root
+from ..metadata import CLASSIFICATION, EMPTY_BOXES, REPEATED_IDS, UNLABELLED
 from .coco_content import Coco, content_faults, form_faults, read_coco_json, without_empty_boxes
 from .dataset_dicts import dicts_to_coco
 from .image_files import image_faults
@@ -27,8 +24,6 @@ logger = logging.getLogger(__name__)
 FAULTS_SHOWN = 5
 LARGE = 5000  # more images than this: only their headers are read, and success is remembered
 COCO_STYLE = ("coco", "coco_panoptic_seg")  # the evaluators whose datasets have a COCO json_file
-PUBLISHED_COCO = re.compile(r"(keypoints_)?coco_20(14|17)_")  # Detectron2's own names
-NEON_TREES = tuple(f"{FOLDER}_{split}" for split in SPLITS)
 
 
 def check_datasets(names: Sequence[str]) -> dict[str, DatasetSummary]:
@@ -76,28 +71,24 @@ def _check_coco(name: str, metadata: Metadata) -> DatasetSummary:
     image_root = Path(os.path.abspath(metadata.get("image_root") or "."))
     for kind, path in (("JSON file", json_file), ("image folder", image_root)):
         if not path.exists():
-            raise DatasetError(f"dataset {name!r}: {kind} {path} is missing; {_remedy(name, path)}")
+            remedy = metadata.get("remedy", "this is where the dataset was registered")
+            raise DatasetError(f"dataset {name!r}: {kind} {path} is missing; {remedy}")
     key = check_key(name, json_file, image_root)
     remembered = recall(key)
     if remembered is not None:
         return remembered
 
-    published = PUBLISHED_COCO.match(name)
-    # COCO's test sets come without annotations.
-    coco = read_coco_json(json_file, labelled=not (published and "_test" in name))
+    tolerated = metadata.get("tolerated", ())
+    coco = read_coco_json(json_file, labelled=UNLABELLED not in tolerated)
     _raise_faults(name, json_file, form_faults(coco))
     warnings = _evaluation_warnings(coco)
     checked = coco
-    if published:
-        # The published COCO files have a few boxes without area. They are what everybody trains
-        # on, and Detectron2 drops such boxes as it loads an image.
+    if EMPTY_BOXES in tolerated:
         checked = without_empty_boxes(coco)
         empty = len(coco["annotations"]) - len(checked["annotations"])
         if empty:
             warnings.append(f"{empty} boxes have no positive area; training drops them")
-    # Two published files, 2014's minivals, use annotation ids twice; Detectron2 lets them pass.
-    unique = not (published and "minival" in name)
-    faults = list(content_faults(checked, unique_annotations=unique))
+    faults = list(content_faults(checked, unique_annotations=REPEATED_IDS not in tolerated))
     faults += _class_faults(coco, metadata)
     large = len(coco["images"]) > LARGE
     faults += image_faults(coco["images"], image_root, decode=not large, label=f"checking {name}")
@@ -135,18 +126,6 @@ def _raise_faults(name: str, json_file: Path | None, faults: Iterable[str]) -> N
     if len(faults) > FAULTS_SHOWN:
         shown += f"; and {len(faults) - FAULTS_SHOWN} more"
     raise DatasetError(f"{where}: {len(faults)} fault{'s' * (len(faults) > 1)}: {shown}")
-
-
-def _remedy(name: str, path: Path) -> str:
-    """What to do about a missing file or folder."""
-    if name in NEON_TREES:
-        root = path.parents[1] if path.suffix != ".json" else path.parents[2]
-        option = "" if root == default_root().absolute() else f" --root {root}"
-        return f"make it with `python tools/prepare_data.py neon-trees{option}`"
-    if PUBLISHED_COCO.match(name):
-        now = os.environ.get("DETECTRON2_DATASETS", "./datasets, its default")
-        return f"set DETECTRON2_DATASETS (now {now}) to the folder that holds coco/"
-    return "this is where the dataset was registered"
 
 
 def _class_faults(coco: Coco, metadata: Metadata) -> list[str]:

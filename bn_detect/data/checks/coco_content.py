@@ -29,7 +29,12 @@ FIELDS: Mapping[str, Mapping[str, tuple[type, ...]]] = {
     "categories": {"id": (Integral,), "name": (str,)},
 }
 SINGULAR = {"images": "image", "annotations": "annotation", "categories": "category"}
-TYPE_NAMES = {Integral: "an integer", str: "a string", list: "a list", tuple: "a tuple"}
+TYPE_NAMES: dict[type, str] = {
+    Integral: "an integer",
+    str: "a string",
+    list: "a list",
+    tuple: "a tuple",
+}
 TOLERANCE = 1.0  # pixels that a box may reach out of its image: rounding
 
 

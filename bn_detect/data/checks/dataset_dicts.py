@@ -19,7 +19,9 @@ def dicts_to_coco(dicts: Sequence[dict[str, Any]], classes: Sequence[str] | None
     """
     images, annotations = [], []
     for index, record in enumerate(dicts):
-        image = {key: record[key] for key in ("file_name", "width", "height") if key in record}
+        image: dict[str, Any] = {
+            key: record[key] for key in ("file_name", "width", "height") if key in record
+        }
         image["id"] = record.get("image_id", index)
         images.append(image)
         for place, instance in enumerate(record.get("annotations", ())):

@@ -32,7 +32,8 @@ def recall(key: dict[str, Any]) -> DatasetSummary | None:
         summary = json.loads(_file(key).read_text())["summary"]
     except (OSError, ValueError, KeyError):
         return None
-    return DatasetSummary(**{k: tuple(v) if isinstance(v, list) else v for k, v in summary.items()})
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in summary.items()}
+    return DatasetSummary(**values)
 
 
 def remember(key: dict[str, Any], summary: DatasetSummary) -> None:

@@ -54,9 +54,9 @@ def summarize(name: str, coco: dict[str, Any], warnings: Sequence[str] = ()) -> 
 
 def summary_table(summaries: Sequence[DatasetSummary]) -> str:
     """A plain-text table, one line per dataset; warnings follow below it."""
-    header = ("dataset", "images", "empty", "boxes", "ignored", "categories")
-    header += ("boxes per image: mean", "max", "sqrt(area) px: min", "25%", "50%", "75%", "max")
-    rows = [header]
+    counted = ("dataset", "images", "empty", "boxes", "ignored", "categories")
+    measured = ("boxes per image: mean", "max", "sqrt(area) px: min", "25%", "50%", "75%", "max")
+    rows: list[tuple[str, ...]] = [counted + measured]
     for s in summaries:
         counts = (s.images, s.empty_images, s.annotations, s.ignored, s.categories)
         per_image = (f"{s.annotations / max(s.images, 1):.1f}", str(s.most_per_image))

@@ -17,7 +17,7 @@ from bn_detect.study.slurm import run_on_cluster
 from bn_detect.study.summary import summarize
 from tests.helpers.train_net import wait_for
 
-from ..study.conftest import start_study, write_study
+from .conftest import start_study, write_study
 
 ITERATIONS = 40
 ARMS = [

@@ -1,9 +1,9 @@
-"""Pictures for people to look at."""
+"""Pictures of a prepared dataset, in which a person can check its boxes."""
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .datasets.tiling import Window
+from .tiling import Window
 
 COUNTED, IGNORED, GRID = (255, 60, 60), (60, 200, 255), (255, 255, 255)
 
@@ -11,7 +11,7 @@ COUNTED, IGNORED, GRID = (255, 60, 60), (60, 200, 255), (255, 255, 255)
 def draw_overview(
     image: Image.Image, windows: list[Window], boxes: np.ndarray, ignored: np.ndarray
 ) -> Image.Image:
-    """A copy of the image with its tiles (white), counted boxes (red) and ignored ones (blue).
+    """Return a copy of the image with tiles in white, counted boxes in red, ignored ones in blue.
 
     Args:
         boxes: (N, 4) x0, y0, x1, y1 in the image's pixels.
