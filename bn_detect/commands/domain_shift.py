@@ -15,7 +15,8 @@ from detectron2.data import DatasetCatalog
 from detectron2.utils import comm
 from tqdm import tqdm
 
-from ..configuration.validation import validate_config
+from ..configuration.reading import read_config
+from ..configuration.settings import check_settings
 from ..data import CORRUPTIONS, check_datasets, register_corrupted, register_derived
 from ..data.corrupted import corrupted_name
 from ..domain_shift.cells import CHECKPOINT, CLEAN, Cell, Results, fingerprint, plan
@@ -29,7 +30,7 @@ from ..runtime.errors import WorkerDied
 from ..runtime.launch import expected_world_size, launch, share_cores
 from ..runtime.signals import Interrupted
 from .precise_bn import load_all, read_state
-from .train import is_config_key, read_config
+from .train import is_config_key
 
 TIMEOUT = timedelta(minutes=30)
 DEFAULT_IMAGES = (10, 100, 1000)
@@ -98,7 +99,7 @@ def check(cfg: CfgNode, args: argparse.Namespace, world_size: int) -> None:
             f"MODEL.ROI_BN.TEST_STATS is {cfg.MODEL.ROI_BN.TEST_STATS!r}, which uses no population "
             "statistics; use 'population'"
         )
-    validate_config(BNTrainer.auto_scale_workers(cfg, world_size), world_size)
+    check_settings(BNTrainer.auto_scale_workers(cfg, world_size), world_size)
     _register(cfg, args)
     check_datasets([args.images_of, *cfg.DATASETS.TEST])
     available = len(DatasetCatalog.get(args.images_of))

@@ -43,6 +43,12 @@ def layouts_of(model: nn.Module) -> list[RoILayout]:
     return list(dict.fromkeys(value for value in attributes if isinstance(value, RoILayout)))
 
 
+def watched_layouts(model: nn.Module) -> set[RoILayout]:
+    """Return the layouts that a module of `model` keeps informed of the RoIs per image."""
+    watched = (vars(module).get("_watched", ()) for module in model.modules())
+    return {layout for pairs in watched for layout, _ in pairs}
+
+
 def head_layout(
     conv_norm: str | Callable, roi_batch: NormalizationBatch | None, name: str
 ) -> RoILayout:

@@ -4,11 +4,11 @@ import argparse
 
 from detectron2.config import CfgNode
 
+from ..configuration.check import check_run
+from ..configuration.model import check_model
 from ..configuration.reading import read_config
-from ..configuration.validation import validate_config
 from ..engine.evaluation import kinds_of
 from ..engine.trainer import BNTrainer
-from ..engine.trial import check_bn_layers, check_builds
 from ..runtime.checkpointer import AtomicCheckpointer
 from .measures.registry import MEASURES
 from .plan import Arm, Study
@@ -34,13 +34,11 @@ def arm_config(
         checked.defrost()
         if not here:
             checked.MODEL.DEVICE = "cpu"
-        validate_config(BNTrainer.auto_scale_workers(checked, study.workers), study.workers)
-        model = check_builds(checked)
+        trains, precise = study.train and arm.inference_of is None, cfg.TEST.PRECISE_BN.ENABLED
+        model = check_run(checked, study.workers, BNTrainer, (), trains=trains, precise=precise)
         measures = study.measures_of(arm)
-        evaluated = "evaluation" in measures and "precise" in kinds_of(model)
-        trains = study.train and arm.inference_of is None
-        precise = checked.TEST.PRECISE_BN.ENABLED or evaluated
-        check_bn_layers(checked, model, trains=trains, precise=precise)
+        if "evaluation" in measures and "precise" in kinds_of(model):
+            check_model(checked, model, trains=False, precise=True)
         for name, options in measures.items():
             _check_measure(name, options, checked, model, study.workers)
         if weights and "://" not in weights:

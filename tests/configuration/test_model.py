@@ -1,14 +1,19 @@
-"""Every configuration error, by its message, and configs that are fine."""
+"""What the built model is asked: which layers follow MODEL.ROI_BN, and which classes it knows."""
 
 import pytest
-import torch
 from detectron2 import model_zoo
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from detectron2.modeling import ROI_BOX_HEAD_REGISTRY
 from detectron2.modeling.roi_heads import FastRCNNConvFCHead
 
-from bn_detect import add_bn_detect_config
-from bn_detect.configuration.validation import validate_config
+from bn_detect.configuration.check import check_run
+from bn_detect.configuration.keys import default_config
+from bn_detect.configuration.model import check_classes
+from bn_detect.configuration.trial import build_trial
+from bn_detect.data import DatasetSummary
+from bn_detect.engine import BNTrainer
+from tests.configs.test_configs import load
 
 from ..modeling.small import KINDS, SETTINGS, config, setting_name
 
@@ -22,13 +27,12 @@ def build_stock_box_head(cfg: CfgNode, input_shape):
 def _check(kind: str, options: tuple = (), *, workers: int = 2, **kwargs) -> None:
     cfg = config(kind, **kwargs)
     cfg.merge_from_list(list(options))
-    validate_config(cfg, workers)
+    check_run(cfg, workers, BNTrainer, ())
 
 
 def _stock(kind: str, *options) -> CfgNode:
     """A config of Detectron2's model zoo, on the CPU."""
-    cfg = get_cfg()
-    add_bn_detect_config(cfg)
+    cfg = default_config()
     cfg.merge_from_file(model_zoo.get_config_file(f"{kind}.yaml"))
     cfg.merge_from_list(["MODEL.DEVICE", "cpu", *options])
     return cfg
@@ -40,47 +44,8 @@ BOX_NAME, MASK_NAME = "MODEL.ROI_BOX_HEAD.NAME", "MODEL.ROI_MASK_HEAD.NAME"
 HEADS_NAME, KEYPOINT_NAME = "MODEL.ROI_HEADS.NAME", "MODEL.ROI_KEYPOINT_HEAD.NAME"
 BOX_NORM, MASK_NORM = "MODEL.ROI_BOX_HEAD.NORM", "MODEL.ROI_MASK_HEAD.NORM"
 
+RETINANET = ["MODEL.RETINANET.IN_FEATURES", ["p0"]]
 ERRORS = [
-    (
-        "box",
-        [BATCH, "gpu"],
-        "MODEL.ROI_BN.BATCH is 'gpu'; it must be one of images, worker, shuffled, global",
-    ),
-    ("box", [BATCH, "batch"], "MODEL.ROI_BN.BATCH is 'batch'; it must be one of images, worker"),
-    (
-        "box",
-        [EXCHANGE, "rois"],
-        "MODEL.ROI_BN.EXCHANGE is 'rois'; it must be one of statistics, features",
-    ),
-    (
-        "box",
-        ["MODEL.ROI_BN.TEST_STATS", "ema"],
-        "MODEL.ROI_BN.TEST_STATS is 'ema'; it must be one of population, minibatch",
-    ),
-    (
-        "box",
-        ["MODEL.ROI_BN.IMAGES_PER_GROUP", 0],
-        "MODEL.ROI_BN.IMAGES_PER_GROUP is 0; it must be at least 1",
-    ),
-    ("box", [VIRTUAL, 0], "MODEL.ROI_BN.VIRTUAL_WORKERS is 0; it must be at least 1"),
-    (
-        "box",
-        [VIRTUAL, 3],
-        "MODEL.ROI_BN.VIRTUAL_WORKERS is 3, which does not divide the 8 images of a worker "
-        r"(SOLVER.IMS_PER_BATCH 16 over 2 workers)",
-    ),
-    (
-        "box",
-        [BATCH, "shuffled", VIRTUAL, 4, "MODEL.ROI_BN.SHUFFLE_GROUPS", 16],
-        "MODEL.ROI_BN.SHUFFLE_GROUPS is 16, which does not divide the 8 workers (2 processes, "
-        "VIRTUAL_WORKERS 4); use one of 1, 2, 4, 8, or 0 for all workers",
-    ),
-    (
-        "box",
-        [BATCH, "shuffled", EXCHANGE, "features", VIRTUAL, 2],
-        "MODEL.ROI_BN.EXCHANGE is 'features' with VIRTUAL_WORKERS 2: features move between "
-        "processes only; use EXCHANGE 'statistics', or VIRTUAL_WORKERS 1",
-    ),
     (
         "box",
         [BATCH, "shuffled", BOX_NORM, "GN"],
@@ -103,7 +68,7 @@ ERRORS = [
     ),
     (
         "box",
-        [BATCH, "shuffled", "MODEL.META_ARCHITECTURE", "RetinaNet"],
+        [BATCH, "shuffled", "MODEL.META_ARCHITECTURE", "RetinaNet", *RETINANET],
         "MODEL.ROI_BN.BATCH shuffled: set, but no RoI head has BatchNorm",
     ),
     (
@@ -174,16 +139,6 @@ ERRORS = [
         [KEYPOINT_NAME, "BNKeypointHead"],
         "MODEL.ROI_KEYPOINT_HEAD.NAME is 'BNKeypointHead', which is not registered",
     ),
-    (
-        "box",
-        ["SOLVER.IMS_PER_BATCH", 7],
-        "SOLVER.IMS_PER_BATCH is 7; it must be a positive multiple of the 2 workers",
-    ),
-    (
-        "box",
-        ["SOLVER.IMS_PER_BATCH", 0],
-        "SOLVER.IMS_PER_BATCH is 0; it must be a positive multiple of the 2 workers",
-    ),
 ]
 
 
@@ -192,14 +147,6 @@ def test_error_names_key_and_value(kind, options, message):
     with pytest.raises(ValueError) as error:
         _check(kind, options)
     assert message in str(error.value)
-
-
-def test_absent_cuda_device(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match="MODEL.DEVICE is 'cuda', but no CUDA device is available"):
-        _check("box", ["MODEL.DEVICE", "cuda"])
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    _check("box", ["MODEL.DEVICE", "cuda"])
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=setting_name)
@@ -253,4 +200,41 @@ def test_these_pass_too(kind, options):
     ],
 )
 def test_stock_configs_pass(name):
-    validate_config(_stock(name), 8)
+    check_run(_stock(name), 8, BNTrainer, ())
+
+
+def test_a_classifier_without_batchnorm_follows_no_batch():
+    cfg = load("digits/Base-digits.yaml")
+    cfg.merge_from_list(["MODEL.RESNETS.NORM", "FrozenBN", BATCH, "images"])
+    with pytest.raises(ValueError, match="images: set, but MODEL.RESNETS.NORM is 'FrozenBN'"):
+        check_run(cfg, 1, BNTrainer, ())
+
+
+def test_the_number_of_classes_of_a_classifier_is_the_datasets(monkeypatch):
+    cfg = load("digits/Base-digits.yaml")
+    metadata = MetadataCatalog.get("digits_train")
+    monkeypatch.setattr(metadata, "classes", [str(i) for i in range(10)], raising=False)
+    summaries = {"digits_train": summary(0)}
+    check_classes(cfg, build_trial(cfg, BNTrainer), summaries)
+    cfg.MODEL.CLASSIFIER.NUM_CLASSES = 12
+    with pytest.raises(ValueError, match="CLASSIFIER.NUM_CLASSES is 12, but dataset 'digits_train"):
+        check_classes(cfg, build_trial(cfg, BNTrainer), summaries)
+
+
+def summary(categories: int) -> DatasetSummary:
+    return DatasetSummary("a", 1, 1, 0, categories, 0, 1, ())
+
+
+@pytest.mark.parametrize(
+    ("path", "key"),
+    [
+        ("neon/faster_rcnn_lean_FPN_worker.yaml", "MODEL.ROI_HEADS.NUM_CLASSES"),
+        ("neon/retinanet_lean_FPN_shared_shared_shared.yaml", "MODEL.RETINANET.NUM_CLASSES"),
+    ],
+)
+def test_a_dataset_may_not_have_more_classes_than_the_model(path, key):
+    cfg = load(path)
+    model = build_trial(cfg, BNTrainer)
+    check_classes(cfg, model, {"a": summary(1), "empty": summary(0)})
+    with pytest.raises(ValueError, match=f"{key} is 1, but dataset 'b' has 2 classes"):
+        check_classes(cfg, model, {"a": summary(1), "b": summary(2)})
