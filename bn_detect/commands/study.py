@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import dataclasses
 import importlib
+import math
 import os
 import shlex
 import sys
@@ -14,17 +15,19 @@ from pathlib import Path
 
 from ..data import check_datasets, register_derived
 from ..runtime.checkpoint_file import add_trust_option
+from ..runtime.folder_lock import sole_user
 from ..study.datasets import check_dataset_options, prepare_datasets
 from ..study.document import write_document
 from ..study.execution.pool import Group, default_jobs, environments, run_here
 from ..study.execution.slurm import run_on_cluster
-from ..study.folders import check_folders, forget, locked, prepare_folders, read_json
+from ..study.folders import check_folders, forget, prepare_folders, read_json
 from ..study.plan import Study
 from ..study.progress import Progress, plan_table
 from ..study.reading import MOST_SEEDS, check_number, read_study
 from ..study.report import write_report
 from ..study.results import Findings, collect
 from ..study.runs import Run, plan_runs
+from ..study.settings import check_arm_classes
 from ..study.summary import table, verdicts
 from .run import run_command
 
@@ -135,15 +138,10 @@ def check(args: argparse.Namespace) -> list[Planned]:
     Raises:
         ValueError: a setting that cannot work, or a folder with another study or run.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise ValueError(
-            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}: a study starts the workers of its runs by "
-            "itself; start it once, without torchrun, with --num-gpus"
-        )
-    for name, most in (("num_gpus", None), ("seeds", MOST_SEEDS), ("jobs", None)):
-        value = getattr(args, name)
-        if value is not None:
-            check_number(f"--{name.replace('_', '-')}", value, *([most] if most else []))
+    check_started_once(args.num_gpus)
+    for name, most in (("seeds", MOST_SEEDS), ("jobs", math.inf)):
+        if getattr(args, name) is not None:
+            check_number(f"--{name}", getattr(args, name), most)
     files = [*args.studies, *args.study]
     if not files:
         raise ValueError("name a study's file, such as configs/studies/demo.yaml")
@@ -156,6 +154,17 @@ def check(args: argparse.Namespace) -> list[Planned]:
     if args.launcher == "local" and not args.dry_run:
         environments(groups, args.jobs)
     return plans
+
+
+def check_started_once(num_gpus: int | None) -> None:
+    """Raise ValueError for a bad --num-gpus, and in one of several processes of torchrun."""
+    if num_gpus is not None:
+        check_number("--num-gpus", num_gpus)
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ValueError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}: this command starts the workers of its "
+            "runs by itself; start it once, without torchrun, with --num-gpus"
+        )
 
 
 def _planned(file: str, args: argparse.Namespace, *, alone: bool) -> Planned:
@@ -196,9 +205,7 @@ def work(plans: list[Planned], args: argparse.Namespace, command: str) -> int:
         return 0
     with contextlib.ExitStack() as stack:
         for planned in plans:
-            planned.output.mkdir(parents=True, exist_ok=True)
-            if not stack.enter_context(locked(planned.output / ".lock")):
-                raise ValueError(f"another process is at the study in {planned.output}")
+            stack.enter_context(sole_user(planned.output, "--output"))
         for planned in plans:
             prepare(planned, force=args.force)
         return _run_and_report(plans, args, command)
@@ -213,7 +220,10 @@ def prepare(planned: Planned, *, force: bool = False) -> None:
     prepare_datasets(planned.study)
     names = sorted({name for run in planned.runs for name in run.datasets})
     register_derived(names)
-    check_datasets(names)
+    summaries = check_datasets(names)
+    for run in {run.arm: run for run in planned.runs}.values():
+        known = {name: summaries[name] for name in run.datasets}
+        check_arm_classes(planned.study, planned.study.arm(run.arm), known)
     if force:
         forget(planned.runs)
     prepare_folders(planned.runs)
@@ -268,3 +278,7 @@ def main(arguments: list[str] | None = None) -> int:
     return run_command(
         lambda: check(args), lambda plans: work(plans, args, command), go_on=f"to go on: {command}"
     )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

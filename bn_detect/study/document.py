@@ -39,7 +39,9 @@ def _section(findings: Findings) -> list[str]:
     if any(leak is not None for leak in found.found.values()):
         text.append("\n".join(f"* {arm}: **{found.sentence(arm)}**" for arm in findings.arms))
     if lines := claims(findings):
-        text.append("\n".join(f"* {c}: **{answer}** {numbers}".rstrip() for c, answer, numbers in lines))
+        text.append(
+            "\n".join(f"* {c}: **{answer}** {numbers}".rstrip() for c, answer, numbers in lines)
+        )
     return text
 
 

@@ -1,4 +1,4 @@
-"""The figures of a report: those that the measures bring along, and those that the study asks for."""
+"""The figures of a report: those of the measures, and those that the study asks for."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -78,7 +78,9 @@ def _lines(findings: Findings, chart: dict) -> "Figure | None":
                 band(axis, [float(x) for x, _ in points], [e for _, e in points], series["label"])
         if not axis.lines:
             return None
-        values = list(dict.fromkeys(a["at"][chart["over"]] for a in arms if chart["over"] in a["at"]))
+        values = list(
+            dict.fromkeys(a["at"][chart["over"]] for a in arms if chart["over"] in a["at"])
+        )
         axis.set_xscale("log", base=2)
         axis.set_xticks([float(value) for value in values], values)
         axis.set_xlabel(chart["over"])

@@ -13,6 +13,7 @@ from detectron2.config import get_cfg
 
 from ..configuration.keys import add_bn_detect_config
 from ..runtime.files import write_atomically, write_json
+from .measures.registry import MEASURES
 
 if TYPE_CHECKING:
     from .runs import Run
@@ -49,7 +50,7 @@ def check_folders(runs: Sequence["Run"]) -> None:
             read_json(run.folder / name)
         measured = run.measurements()
         if measured and not all(
-            isinstance(measured.get(key), dict) for key in ("measures", "measured")
+            isinstance(measured.get(key), dict) for key in ("measures", "started", "measured")
         ):
             raise ValueError(
                 f"{run.folder / 'measurements.json'} holds something else; use another --output, "
@@ -57,6 +58,17 @@ def check_folders(runs: Sequence["Run"]) -> None:
             )
         old = _flat({key: before.get(key) for key in run.identity()}) | _flat(_settings(run))
         new = _flat(run.identity()) | _flat(yaml.safe_load(run.settings))
+        for name, options in measured.get("started", {}).items():
+            measure = MEASURES.get(name)
+            if (
+                measure
+                and measure.grows
+                and not measure.keeps(options, run.measure.get(name, options))
+            ):
+                raise ValueError(
+                    f"{run.folder} was measured with other options of {name}: {options}; use "
+                    "another --output, or --force to run it anew"
+                )
         differences = [
             f"{key} {old.get(key)!r}, not {new.get(key)!r}"
             for key in sorted(old | new)

@@ -1,4 +1,4 @@
-"""What a study is: its arms, seeds, measures, figures and verdicts. `reading` makes it of a file."""
+"""What a study is: arms, seeds, measures, figures and verdicts. `reading` makes it of a file."""
 
 import re
 from collections.abc import Mapping

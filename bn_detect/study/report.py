@@ -71,9 +71,13 @@ def _html(markdown: str) -> Markup:
         elif block.startswith("|"):
             header, _, *rows = [line.strip("|").split("|") for line in block.splitlines()]
             lines = [_row(header, "th"), *(_row(row, "td") for row in rows)]
-            parts.append(Markup('<div class="scroll"><table>{}</table></div>').format(Markup("").join(lines)))
+            parts.append(
+                Markup('<div class="scroll"><table>{}</table></div>').format(Markup("").join(lines))
+            )
         else:
-            parts.append(Markup("<p>{}</p>").format(Markup("<br>").join(map(escape, block.splitlines()))))
+            parts.append(
+                Markup("<p>{}</p>").format(Markup("<br>").join(map(escape, block.splitlines())))
+            )
     return Markup("\n").join(parts)
 
 

@@ -18,9 +18,9 @@ measurements.json, of one run:
  "started": {NAME: options}, "measured": {NAME: options} of what is complete,
  "failed": {NAME: cause} of what failed in the last try}
 
-"training_loss" holds {"last": {LOSS: mean}, "curves": {"iteration": [...], LOSS: [...]}}; "evaluation"
-{KIND: {DATASET: {TASK: {METRIC: value}}}} with KIND minibatch, population or precise; a probe the
-fields of its report.
+"training_loss" holds {"last": {LOSS: mean}, "curves": {"iteration": [...], LOSS: [...]}},
+"evaluation" {KIND: {DATASET: {TASK: {METRIC: value}}}} with KIND minibatch, population or precise,
+and a probe the fields of its report.
 """
 
 import dataclasses

@@ -201,7 +201,9 @@ def _datasets(
             raise ValueError(
                 f"{study.file}: arm {arm!r}: DATASETS.{split} is empty; its images are needed"
             )
-    return tuple(name for split in ("TRAIN", "TEST") if split in reads for name in cfg.DATASETS[split])
+    return tuple(
+        name for split in ("TRAIN", "TEST") if split in reads for name in cfg.DATASETS[split]
+    )
 
 
 def _folder(output: Path, slug: str, seed: int) -> Path:

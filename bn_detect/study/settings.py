@@ -1,12 +1,15 @@
 """The config of each arm, resolved and checked before anything runs."""
 
 import argparse
+from collections.abc import Mapping
 
 from detectron2.config import CfgNode
 
 from ..configuration.check import check_run
-from ..configuration.model import check_model
+from ..configuration.model import check_classes, check_model
 from ..configuration.reading import read_config
+from ..configuration.trial import build_trial
+from ..data import DatasetSummary
 from ..engine.evaluation import kinds_of
 from ..engine.trainer import BNTrainer
 from ..runtime.checkpointer import AtomicCheckpointer
@@ -46,6 +49,19 @@ def arm_config(
     except ValueError as error:
         raise ValueError(f"{study.file}: arm {arm.name!r}: {error}") from error
     return cfg
+
+
+def check_arm_classes(study: Study, arm: Arm, summaries: Mapping[str, DatasetSummary]) -> None:
+    """Raise ValueError where a dataset has more classes than the model of an arm.
+
+    Args:
+        summaries: of the datasets that the arm reads, by name.
+    """
+    try:
+        cfg = _read(study, study.options_of(arm))
+        check_classes(cfg, build_trial(cfg, BNTrainer), summaries)
+    except ValueError as error:
+        raise ValueError(f"{study.file}: arm {arm.name!r}: {error}") from error
 
 
 def _check_measure(name: str, options: dict, cfg: CfgNode, model, workers: int) -> None:

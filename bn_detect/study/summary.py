@@ -1,4 +1,4 @@
-"""The table of a study, a row for each arm, and its verdicts: on leaks, and on the file's claims."""
+"""The table of a study, a row for each arm, and its verdicts: on leaks, and on its claims."""
 
 import html
 from collections.abc import Sequence
@@ -64,7 +64,11 @@ class Leaks:
     def __init__(self, findings: Findings) -> None:
         self._findings = findings
         self._runs = {
-            arm: [leak for report in findings.of(arm, "companion_swap") if (leak := leaks(report)) is not None]
+            arm: [
+                leak
+                for report in findings.of(arm, "companion_swap")
+                if (leak := leaks(report)) is not None
+            ]
             for arm in findings.arms
         }
         self.found = {arm: _most(runs) if runs else None for arm, runs in self._runs.items()}
@@ -148,7 +152,9 @@ def verdicts(findings: Findings) -> str:
     found = Leaks(findings)
     if any(leak is not None for leak in found.found.values()):
         rows = [[arm, found.sentence(arm)] for arm in findings.arms]
-        question = "Does a head read a RoI's companions? The change of its loss as they are swapped:"
+        question = (
+            "Does a head read a RoI's companions? The change of its loss as they are swapped:"
+        )
         text.append(f"{question}\n{tabulate(rows, tablefmt='plain')}")
     text += [f"{claim}: {answer} {numbers}" for claim, answer, numbers in claims(findings)]
     return "\n".join(text)

@@ -57,9 +57,7 @@ def kill(process: BaseProcess) -> None:
     process.join()
 
 
-def _run(
-    parent: int, step: Step, folder: Path, log: Path, environment: Mapping[str, str]
-) -> None:
+def _run(parent: int, step: Step, folder: Path, log: Path, environment: Mapping[str, str]) -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     try:

@@ -67,7 +67,7 @@ class Measurements:
     def start(self, name: str) -> dict[str, Any]:
         """Return the parts that are there; those of other options only where a measure grows."""
         options = self.run["measure"][name]
-        if self.content["started"].get(name) != options and not MEASURES[name].grows:
+        if not MEASURES[name].keeps(self.content["started"].get(name, {}), options):
             self.content["measures"].pop(name, None)
         self.content["started"][name] = options
         return self.content["measures"].setdefault(name, {})

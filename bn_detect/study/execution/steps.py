@@ -17,10 +17,9 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
-from ...configuration.classifier import CLASSIFIER
 from ...configuration.keys import normalization_batch
 from ...configuration.reading import read_config
-from ...configuration.validation import check_weights
+from ...configuration.settings import CLASSIFIER, check_weights
 from ...data import register_derived
 from ...distributed.neighbours import neighbours
 from ...engine.trainer import BNTrainer
@@ -73,10 +72,10 @@ def _train(folder: Path) -> None:
     trainer.train()
 
 
-def _follow(cfg: CfgNode, measure: dict[str, dict[str, Any]]) -> dict[str, HookBase]:
+def _follow(cfg: CfgNode, measures: dict[str, dict[str, Any]]) -> dict[str, HookBase]:
     """Make the hooks of the measures that have one."""
-    hooks = {name: MEASURES[name].follow for name in measure}
-    return {name: follow(cfg, measure[name]) for name, follow in hooks.items() if follow}
+    hooks = {name: MEASURES[name].follow for name in measures}
+    return {name: follow(cfg, measures[name]) for name, follow in hooks.items() if follow}
 
 
 def _go_on_from(checkpoint: Path, folder: Path) -> None:
@@ -96,7 +95,7 @@ class StudyTrainer(BNTrainer):
 
     def __init__(self, cfg: CfgNode, folder: Path, follow: dict[str, HookBase]) -> None:
         self._follow = [*follow.values(), *([_Keep(folder, follow)] if follow else [])]
-        super().__init__(cfg)
+        super().__init__(cfg, checked=True)  # when the study was planned
 
     def build_hooks(self) -> list:
         # Before the checkpoints: a checkpoint then knows the iteration that was just done.

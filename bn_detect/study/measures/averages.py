@@ -173,10 +173,16 @@ def _tables(results: Results) -> str:
                 for of in _SUMMARIES.values()
             ]
             early = _SUMMARIES[FIRST_HALF]
-            gap = over_seeds([_summary(r, number, early) - _summary(r, PRECISE, early) for r in runs])
+            gap = over_seeds(
+                [_summary(r, number, early) - _summary(r, PRECISE, early) for r in runs]
+            )
             rows.append([name, *cells, "" if number == PRECISE else gap.cell(sign="+")])
         headers = ["statistics", *_SUMMARIES, "first half - PreciseBN"]
-        text += [f"### {arm}", "Validation error, %:", tabulate(rows, headers, tablefmt="github")]
+        text += [
+            f"### {arm}",
+            "Validation error, %:",
+            tabulate(rows, headers, tablefmt="github", disable_numparse=True),
+        ]
     moments = [(arm, when) for arm in results for when in WHEN]
     rows = [
         [n, *(over_seeds(_samples(results[a], w, n)).cell() for a, w in moments)] for n in SAMPLES
@@ -186,7 +192,7 @@ def _tables(results: Results) -> str:
     text += [
         "### Samples for PreciseBN",
         f"Validation error, %, mean over {DRAWS} draws of the samples:",
-        tabulate(rows, headers, tablefmt="github"),
+        tabulate(rows, headers, tablefmt="github", disable_numparse=True),
         "\n".join(lines),
     ]
     return "\n\n".join(text)
@@ -199,9 +205,7 @@ def _samples(runs: list[Result], when: str, number: int) -> list[float]:
 def _enough(runs: list[Result], arm: str, when: str) -> str:
     """Say how many images are within half a point of the most."""
     most = dict(enumerate(_samples(runs, when, SAMPLES[-1])))
-    gaps = {
-        n: difference(dict(enumerate(_samples(runs, when, n))), most) for n in SAMPLES[:-1]
-    }
+    gaps = {n: difference(dict(enumerate(_samples(runs, when, n))), most) for n in SAMPLES[:-1]}
     enough = [n for n, gap in gaps.items() if gap.high < 0.5]
     least = f"{enough[0]} images are" if enough else f"no number below {SAMPLES[-1]} is"
     text = ", ".join(f"{n}: {gap.cell(sign='+')}" for n, gap in gaps.items())

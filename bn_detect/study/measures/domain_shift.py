@@ -23,7 +23,7 @@ from ...data import register_corrupted, register_derived
 from ...data.corrupted import corrupted_name
 from ...engine.domain_shift import evaluate_on, with_statistics_of
 from ...engine.target_images import check_num_images
-from ...population.precise_bn import select_bn_layers
+from ...population.bn_layers import select_bn_layers
 from ...reporting.columns import Column, Result
 from ...reporting.drawing import bars, colour, new_figure
 from ...reporting.estimates import Estimate, over_seeds
@@ -144,7 +144,9 @@ def _check(cfg: CfgNode, model: nn.Module, options: Options) -> None:
         if not isinstance(options[key], list) or (not options[key] and key != "corruptions"):
             raise ValueError(f"domain_shift: {key} is {options[key]!r}; it must be a list")
     if bad := [n for n in options["num_images"] if n != ALL and (type(n) is not int or n < 1)]:
-        raise ValueError(f"domain_shift: num_images holds {bad[0]!r}; it may hold numbers and {ALL}")
+        raise ValueError(
+            f"domain_shift: num_images holds {bad[0]!r}; it may hold numbers and {ALL}"
+        )
     select_bn_layers(model, cfg.TEST.PRECISE_BN.MODULES or None)
     register(options, cfg.DATASETS.TEST[0])
 
@@ -219,7 +221,9 @@ class Table:
         *fewer, most = self.numbers
 
         def rows(columns: list[tuple[str | None, str | None]]) -> list[list[str]]:
-            return [[d, *(self.estimate(d, s or d, n).cell() for s, n in columns)] for d in of_severity]
+            return [
+                [d, *(self.estimate(d, s or d, n).cell() for s, n in columns)] for d in of_severity
+            ]
 
         start = (CHECKPOINT, None)
         matrix = rows([start, *((s, most) for s in of_severity)])
@@ -227,13 +231,15 @@ class Table:
         text = [
             f"{self.metric} on each data under the statistics of the checkpoint, and of {most} "
             "images of each",
-            tabulate(matrix, [*headers, *of_severity], tablefmt="github"),
+            tabulate(matrix, [*headers, *of_severity], tablefmt="github", disable_numparse=True),
         ]
         if fewer:
             by_images = rows([start, *((None, n) for n in self.numbers)])
             text += [
                 f"{self.metric} under the statistics of so many images of the same data",
-                tabulate(by_images, [*headers, *self.numbers], tablefmt="github"),
+                tabulate(
+                    by_images, [*headers, *self.numbers], tablefmt="github", disable_numparse=True
+                ),
             ]
         return [*text, *([means] if (means := self.means(severity)) else [])]
 
@@ -341,5 +347,5 @@ MEASURE = Measure(
     },
     check=_check,
     every_worker=True,
-    grows=True,
+    grows=("corruptions", "severities", "num_images"),
 )

@@ -43,7 +43,7 @@ class Measure:
         check: raises ValueError, on the built model, for what cannot be measured.
         reads: of DATASETS, "TRAIN" or "TEST", whose images it needs.
         every_worker: whether all processes of a run take part.
-        grows: whether parts that were measured under other options are kept.
+        grows: the options that may change while the parts measured before are kept.
         follow: makes a training hook with the attribute `result`, for what only training shows.
     """
 
@@ -55,9 +55,15 @@ class Measure:
     check: Check | None = None
     reads: tuple[str, ...] = ("TEST",)
     every_worker: bool = False
-    grows: bool = False
+    grows: tuple[str, ...] = ()
     follow: Callable[[CfgNode, Options], HookBase] | None = None
     columns_for: Callable[[Options], tuple[Column, ...]] = lambda options: ()
+
+    def keeps(self, before: Options, after: Options) -> bool:
+        """Return whether parts measured under the options `before` count under `after`."""
+        return all(
+            before.get(k) == after.get(k) for k in {**before, **after} if k not in self.grows
+        )
 
     def all_columns(self, options: Options) -> tuple[Column, ...]:
         return (*self.columns, *self.columns_for({**self.options, **options}))

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def training_loss(subject: Subject, options: Options, kept: Result) -> Iterator[dict[str, Any]]:
-    """Yield {"last": {LOSS: mean over the last tenth}, "curves": {"iteration": [..], LOSS: [..]}}."""
+    """Yield "last", {LOSS: mean over the last tenth}, and "curves", {"iteration", LOSS: [...]}."""
     records = read_metrics(subject.folder / "metrics.json")
     yield {"last": training_summary(records), "curves": training_curves(records)}
 
