@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..distributed.collectives import all_gather_int, default_group, rank, world_size
 from ..distributed.neighbours import neighbours
-from ..distributed.roi_shuffle import ShufflePlan, shuffle_rois, shuffled_owner
+from ..distributed.roi_shuffle import ShufflePlan, balanced_shares, shuffle_rois, shuffled_owner
 from .normalization_batch import NormalizationBatch
 from .partition import Partition, by_image, runs_of_images
 
@@ -210,7 +210,7 @@ class RoILayout:
         if settings.batch == "shuffled" and not settings.moves_features:
             return self._shuffled(num_rois, device)
         span = self.process_group if settings.batch == "global" else None
-        return Partition(torch.zeros(num_rois, dtype=torch.int64, device=device), 1, span)
+        return Partition.one_group(num_rois, device, span)
 
     def _shuffled(self, num_rois: int, device: torch.device) -> Partition:
         virtual, size = self.settings.virtual_workers, self.settings.shuffle_groups
@@ -219,13 +219,14 @@ class RoILayout:
                 part * size + shuffled_owner(rois, size, self.generator())
                 for part, rois in enumerate(self._rois_per_shuffle_group(num_rois))
             ]
-            return Partition(torch.cat(parts).to(device), virtual, None)
+            return Partition(torch.cat(parts), virtual, device=device)
         span = self.shuffle_group()
         counts = all_gather_int(num_rois, device, span)
         groups = world_size(span) * virtual
         start = sum(counts[: rank(span)])
-        group = shuffled_owner(sum(counts), groups, self.generator())
-        return Partition(group[start : start + num_rois].to(device), groups, span)
+        group = shuffled_owner(sum(counts), groups, self.generator())[start : start + num_rois]
+        shares = balanced_shares(sum(counts), groups)
+        return Partition(group, groups, span, device=device, rois=shares)
 
     def _rois_per_shuffle_group(self, num_rois: int) -> list[int]:
         """Of this process, which holds whole groups of workers that shuffle."""
