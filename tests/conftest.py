@@ -15,7 +15,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, and inherited b
 if importlib.util.find_spec("pkg_resources") is None:
     # Detectron2's model zoo, which some tests use, imports it; setuptools 82 dropped it.
     def _resource_filename(package: str, name: str) -> str:
-    XX
+        return str(Path(importlib.util.find_spec(package).origin).parent / name)
 
     sys.modules["pkg_resources"] = SimpleNamespace(resource_filename=_resource_filename)
 

@@ -84,7 +84,8 @@ def installed(wheel, declared, tmp_path_factory):
 def test_the_wheel_holds_the_package_its_configs_and_nothing_else(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     version = metadata_version(names)
-    assert {name.split("/")[0] for name in names} == {"bn_detect", f"bn_detect-{version}.dist-info"}
+    tops = {"bn_detect", "bn_detect_command.py", f"bn_detect-{version}.dist-info"}
+    assert {name.split("/")[0] for name in names} == tops
     for folder, inside in (("bn_detect", "bn_detect"), ("configs", "bn_detect/configs")):
         files = {
             f"{inside}/{path.relative_to(REPOSITORY / folder)}"
