@@ -5,10 +5,9 @@ from dataclasses import replace
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from .batches import RoIFacts
-from .convert import use_layout
+from .convert import require_batchnorm, use_layout
 from .forward_clock import Forward
 from .normalization_batch import NormalizationBatch
 from .roi_layout import RoILayout
@@ -60,8 +59,7 @@ def convert_batchnorm(
     Example:
         >>> convert_batchnorm(torchvision.models.resnet50(), images_per_group=32)
     """
-    if not any(isinstance(m, _BatchNorm) for m in module.modules()):
-        raise ValueError(f"convert_batchnorm: no BatchNorm layer in {type(module).__name__}")
+    require_batchnorm(module, "convert_batchnorm")
     settings = NormalizationBatch(
         batch,
         images_per_group,

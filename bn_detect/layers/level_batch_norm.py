@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..distributed.collectives import default_group
+from .checks import check_values
 from .grouped_batch_norm import GroupStatistics
 from .level_moments import level_batch_norm, union
 
@@ -126,6 +127,7 @@ class LevelBatchNorm2d(nn.BatchNorm2d):
                     f"LevelBatchNorm2d expects (N, {self.num_features}, ...); "
                     f"got {tuple(part.shape)}"
                 )
+            check_values(part, self.eps, "LevelBatchNorm2d")
         return inputs
 
     def statistics_of(self, level: int) -> tuple[Tensor, Tensor]:
@@ -156,16 +158,18 @@ class LevelBatchNorm2d(nn.BatchNorm2d):
             momentum = 1.0 / float(self.num_batches_tracked)
         if self.population == "shared":
             stats, levels = union(stats), levels[:1]
+        wide = torch.promote_types(self.running_var.dtype, torch.float32)
         every = []
         for level, mean, var, count in zip(levels, *stats[:2], stats.count.double(), strict=True):
             unbiased = var * (count / (count - 1).clamp(min=1))
-            mean, unbiased = mean.to(self.running_mean), unbiased.to(self.running_var)
+            mean, unbiased = mean.to(wide), unbiased.to(wide)
             finite = (mean.isfinite() & unbiased.isfinite()).all()
             every.append(finite)
             # A single value has no unbiased variance.
             step = torch.where(finite & (count > 1), momentum, 0.0)
             for buffer, new in zip(self.statistics_of(level), (mean, unbiased), strict=True):
-                buffer.lerp_(torch.where(finite, new, 0.0), step.to(buffer))
+                new = torch.lerp(buffer.to(wide), torch.where(finite, new, 0.0), step.to(wide))
+                buffer.copy_(new)
         self.last_finite = torch.stack(every).all()
 
     def extra_repr(self) -> str:

@@ -5,7 +5,9 @@ import logging
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from .checks import check_values
 from .grouped_batch_norm import grouped_batch_norm
 from .partition import Partition
 from .roi_layout import RoILayout
@@ -53,6 +55,7 @@ class RoIBatchNorm2d(nn.BatchNorm2d):
     ) -> None:
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
         self.layout = layout or RoILayout()
+        self.plain: type[_BatchNorm] = nn.BatchNorm2d  # what `revert_roi_batchnorm` makes of it
         self._told_lonely = False
         self.last_finite: Tensor | None = None
         # Derived state: 1 whenever ranks were averaged, which they are before every checkpoint.
@@ -60,11 +63,26 @@ class RoIBatchNorm2d(nn.BatchNorm2d):
         self.register_buffer("ema_weight", ema_weight, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.jit.is_scripting() or self._uses_population():
-            return F.batch_norm(
-                x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+        if torch.jit.is_scripting():
+            if self.training:
+                raise RuntimeError(
+                    "a scripted RoIBatchNorm2d has population statistics only; call eval(), or "
+                    "train the model that was scripted"
+                )
+        elif not self._uses_population():
+            return self._forward_groups(x)
+        return F.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+        )
+
+    def __prepare_scriptable__(self) -> "RoIBatchNorm2d":
+        """Refuse to be scripted where eval mode needs groups of RoIs, which TorchScript has not."""
+        if self.running_mean is None or self.layout.settings.test_stats == "minibatch":
+            raise RuntimeError(
+                f"{self.layout.name}: a RoIBatchNorm2d with mini-batch statistics at inference "
+                "cannot be scripted; use test_stats 'population' (MODEL.ROI_BN.TEST_STATS)"
             )
-        return self._forward_groups(x)
+        return self
 
     @torch.jit.unused
     def _uses_population(self) -> bool:
@@ -75,6 +93,13 @@ class RoIBatchNorm2d(nn.BatchNorm2d):
     @torch.jit.unused
     def _forward_groups(self, x: Tensor) -> Tensor:
         self._check_input_dim(x)
+        check_values(x, self.eps, "RoIBatchNorm2d")
+        if torch.jit.is_tracing():
+            raise RuntimeError(
+                f"{self.layout.name}: a RoIBatchNorm2d with mini-batch statistics cannot be "
+                "traced, for the groups of the example's RoIs would be frozen; call eval() first, with "
+                "test_stats 'population' (MODEL.ROI_BN.TEST_STATS)"
+            )
         group, num_groups, process_group = self._partition(x)
         # Only a RoI of a single position can be a group of a single value.
         single_position = x.shape[2:].numel() == 1 and self.running_mean is not None
@@ -115,7 +140,9 @@ class RoIBatchNorm2d(nn.BatchNorm2d):
             momentum = 1.0 / float(self.num_batches_tracked)
         count = count.double()
         unbiased = var * (count / (count - 1).clamp(min=1))[:, None]
-        mean, unbiased = mean.to(self.running_mean), unbiased.to(self.running_var)
+        # As in torch, the average of half-precision buffers is rounded when it is stored.
+        wide = torch.promote_types(self.running_var.dtype, torch.float32)
+        mean, unbiased = mean.to(wide), unbiased.to(wide)
         finite = (mean.isfinite() & unbiased.isfinite()).all(1)
         self.last_finite = finite.all()
         counts = ((count > 1) & finite).double()  # a single value has no unbiased variance
@@ -126,7 +153,7 @@ class RoIBatchNorm2d(nn.BatchNorm2d):
         weight = torch.where(total > 0, momentum * share / total, 0.0)
         for buffer, new in ((self.running_mean, mean), (self.running_var, unbiased)):
             new = (torch.where(finite[:, None], new, 0.0) * each).sum(0)
-            buffer.lerp_(new.to(buffer), weight.to(buffer))
+            buffer.copy_(torch.lerp(buffer.to(wide), new.to(wide), weight.to(wide)))
         self.ema_weight.copy_(total)
 
     def reset_running_stats(self) -> None:
@@ -136,7 +163,14 @@ class RoIBatchNorm2d(nn.BatchNorm2d):
 
     def _load_from_state_dict(self, *args, **kwargs) -> None:
         super()._load_from_state_dict(*args, **kwargs)
+        if self.ema_weight.is_meta and self.running_mean is not None:  # assigned
+            self.ema_weight = torch.ones_like(self.ema_weight, device=self.running_mean.device)
         self.ema_weight.fill_(1)
+
+    def __del__(self) -> None:
+        layout = self.__dict__.get("layout")
+        if isinstance(layout, RoILayout):
+            layout.layer_is_gone(self)
 
     def _check_input_dim(self, x: Tensor) -> None:
         if x.dim() < 2 or x.shape[1] != self.num_features:

@@ -45,12 +45,6 @@ class WatchesRoIs(nn.Module):
         ]
 
 
-def layouts_of(model: nn.Module) -> list[RoILayout]:
-    """Every RoI layout of a model, once: those of its layers and those of its heads."""
-    attributes = (value for module in model.modules() for value in vars(module).values())
-    return list(dict.fromkeys(value for value in attributes if isinstance(value, RoILayout)))
-
-
 def give_layout(
     head: nn.Module,
     conv_norm: str | Callable[[int], nn.Module],
@@ -82,6 +76,7 @@ def apply_to_rois(
     layout: RoILayout, layers: Callable[[Tensor], Tensor], x: Tensor, *, training: bool
 ) -> Tensor:
     """Compute `layers(x)`; in training after RoI shuffling where the layout moves features."""
+    layout.require_layers()
     if training and layout.settings.moves_features:
         return apply_to_moved_rois(layout, layers, x)
     return layers(x)
