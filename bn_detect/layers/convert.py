@@ -9,10 +9,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import is_parametrized
 
+from .layouts import ImageLayout, RoILayout
 from .level_batch_norm import LevelBatchNorm2d
 from .normalization_batch import NormalizationBatch
 from .roi_batch_norm import RoIBatchNorm2d
-from .roi_layout import RoILayout
 
 
 def convert_roi_batchnorm(
@@ -67,8 +67,8 @@ def convert_roi_batchnorm(
         raise ValueError(
             f"convert_roi_batchnorm: {type(module).__name__} is a whole detector, and the "
             f"BatchNorm of its backbone sees no RoIs, but batch={batch!r} with "
-            f"test_stats={test_stats!r} depends on the image of each RoI; pass the head instead, such as "
-            "model.roi_heads.box_head with pooler=model.roi_heads.box_roi_pool, and use "
+            f"test_stats={test_stats!r} depends on the image of each RoI; pass the head instead, "
+            "such as model.roi_heads.box_head with pooler=model.roi_heads.box_roi_pool, and use "
             "convert_batchnorm(model.backbone, ...) for the backbone"
         )
     if settings.needs_images and pooler is None:
@@ -78,7 +78,7 @@ def convert_roi_batchnorm(
             f"convert_roi_batchnorm: batch={batch!r} with virtual_workers={virtual_workers} "
             f"{groups}{tests}depends on the image of each RoI; pass the head's pooler=..."
         )
-    require_batchnorm(module, "convert_roi_batchnorm")
+    _require_batchnorm(module, "convert_roi_batchnorm")
     layout = RoILayout(settings, name, process_group)
     converted = use_layout(module, layout)
     if pooler is not None:
@@ -86,10 +86,52 @@ def convert_roi_batchnorm(
     return converted
 
 
-def require_batchnorm(module: nn.Module, function: str) -> None:
-    """Raise ValueError where a module has no BatchNorm layer."""
-    if not any(isinstance(m, _BatchNorm) for m in module.modules()):
-        raise ValueError(f"{function}: no BatchNorm layer in {type(module).__name__}")
+def convert_batchnorm(
+    module: nn.Module,
+    batch: str = "images",
+    *,
+    images_per_group: int = 1,
+    virtual_workers: int = 1,
+    shuffle_groups: int = 0,
+    test_stats: str = "population",
+    test_images_per_group: int = 1,
+    seed: int = 0,
+    name: str = "images",
+    process_group: dist.ProcessGroup | None = None,
+) -> nn.Module:
+    """Replace every BatchNorm of a network by a `RoIBatchNorm2d` with the same parameters.
+
+    By default each `images_per_group` consecutive images of a batch are normalized by themselves,
+    and the batch stays as it is ("ghost" BatchNorm, Hoffer et al. 2017; the normalization batch
+    size of Wu & Johnson 2021). Where that does not divide a worker's images, its last group is
+    smaller. A group of one image with one position is normalized with population statistics.
+
+    Args:
+        module: any backbone or classifier; its BN layers see (N, C, ...), N being the images of
+            this worker.
+        batch: "images", "worker", "shuffled" or "global"; with the other arguments as in
+            `NormalizationBatch` and `RoILayout`, an image in place of a RoI.
+
+    Returns:
+        `module`, changed in place (a new module where it is itself a BatchNorm layer).
+
+    Raises:
+        ValueError: a setting that is not valid, or no BatchNorm in `module`.
+
+    Example:
+        >>> convert_batchnorm(torchvision.models.resnet50(), images_per_group=32)
+    """
+    _require_batchnorm(module, "convert_batchnorm")
+    settings = NormalizationBatch(
+        batch,
+        images_per_group,
+        virtual_workers,
+        test_stats=test_stats,
+        test_images_per_group=test_images_per_group,
+        shuffle_groups=shuffle_groups,
+        seed=seed,
+    )
+    return use_layout(module, ImageLayout(settings, name, process_group))
 
 
 def use_layout(module: nn.Module, layout: RoILayout) -> nn.Module:
@@ -145,6 +187,11 @@ def _replaced(module: nn.Module, kind: type, new: Callable[[Any], nn.Module]) ->
             if child in made:
                 setattr(parent, name, made[child])
     return made.get(module, module)
+
+
+def _require_batchnorm(module: nn.Module, function: str) -> None:
+    if not any(isinstance(m, _BatchNorm) for m in module.modules()):
+        raise ValueError(f"{function}: no BatchNorm layer in {type(module).__name__}")
 
 
 def _check_convertible(name: str, bn: _BatchNorm) -> None:

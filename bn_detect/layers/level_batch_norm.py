@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..distributed.collectives import default_group
-from .checks import check_values
 from .grouped_batch_norm import GroupStatistics
 from .level_moments import level_batch_norm, union
+from .roi_batch_norm import check_values
 
 LEVEL_CHOICES = ("shared", "level")
 

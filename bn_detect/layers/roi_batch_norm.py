@@ -7,10 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .checks import check_values
 from .grouped_batch_norm import grouped_batch_norm
+from .layouts import RoILayout
 from .partition import Partition
-from .roi_layout import RoILayout
 
 logger = logging.getLogger(__name__)
 
@@ -97,8 +96,8 @@ class RoIBatchNorm2d(nn.BatchNorm2d):
         if torch.jit.is_tracing():
             raise RuntimeError(
                 f"{self.layout.name}: a RoIBatchNorm2d with mini-batch statistics cannot be "
-                "traced, for the groups of the example's RoIs would be frozen; call eval() first, with "
-                "test_stats 'population' (MODEL.ROI_BN.TEST_STATS)"
+                "traced, for the groups of the example's RoIs would be frozen; call eval() "
+                "first, with test_stats 'population' (MODEL.ROI_BN.TEST_STATS)"
             )
         group, num_groups, process_group = self._partition(x)
         # Only a RoI of a single position can be a group of a single value.
@@ -180,3 +179,16 @@ class RoIBatchNorm2d(nn.BatchNorm2d):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, batch={self.layout.settings.batch}"
+
+
+def check_values(x: Tensor, eps: float, layer: str) -> None:
+    """Raise where statistics of `x` mean nothing.
+
+    Raises:
+        NotImplementedError: values that are integers, booleans or complex.
+        ValueError: eps is not positive, so that a constant channel would be divided by 0.
+    """
+    if not x.is_floating_point():
+        raise NotImplementedError(f"{layer} takes floating-point values; got {x.dtype}")
+    if eps <= 0:
+        raise ValueError(f"{layer}: eps is {eps}; it must be positive")

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from ..distributed import unshuffle_rois
 from .convert import use_layout
+from .layouts import RoILayout
 from .normalization_batch import NormalizationBatch
-from .roi_layout import RoILayout
 
 _Watches = TypeVar("_Watches", bound="WatchesRoIs")
 

@@ -5,7 +5,6 @@ is told by the clock (`forward_clock.py`).
 """
 
 import contextlib
-import inspect
 import logging
 import weakref
 import zlib
@@ -18,13 +17,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ..distributed.collectives import default_group, world_size
-from ..distributed.neighbours import neighbours
-from ..distributed.roi_shuffle import ShufflePlan, shuffle_rois
-from .batches import RoIFacts
+from ...distributed.collectives import default_group, world_size
+from ...distributed.neighbours import neighbours
+from ...distributed.roi_shuffle import ShufflePlan, shuffle_rois
+from ..batches import RoIFacts
+from ..normalization_batch import NormalizationBatch
+from ..partition import Partition
 from .forward_clock import Forward, ForwardClock
-from .normalization_batch import NormalizationBatch
-from .partition import Partition
+from .pooler_call import rois_of_call
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +137,7 @@ class RoILayout:
         self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> None:
         self.require_layers()
-        per_image = _second_argument(module, args, kwargs, self.name)
+        per_image = rois_of_call(module, args, kwargs, self.name)
         counts = [len(rois) for rois in per_image]
         labels = self._clock.take_labels()
         if labels is None and self.settings.needs_labels:
@@ -269,25 +269,3 @@ class RoILayout:
                 f"{self.name}: layers that share a RoILayout got {others[0]} and {rois.number} "
                 "RoIs in one forward; a head that sees other RoIs needs a RoILayout of its own"
             )
-
-
-def _second_argument(
-    module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], head: str
-) -> Sequence[Any]:
-    """Return what `module` calls its second argument in a call.
-
-    Raises:
-        ValueError: it has none, or what it has does not hold one item per image.
-    """
-    value = args[1] if len(args) > 1 else None
-    if value is None:
-        names = list(inspect.signature(module.forward).parameters)
-        value = kwargs.get(names[1]) if len(names) > 1 else None
-    if not isinstance(value, list | tuple) or not all(hasattr(v, "__len__") for v in value):
-        kind = "missing" if value is None else f"of type {type(value).__name__}"
-        raise ValueError(
-            f"{head}: the second argument of {type(module).__name__} is {kind}, but must be a list "
-            "with the RoIs of each image, as that of a pooler; watch the pooler itself, or call "
-            "layout.record(rois_per_image) before the head runs"
-        )
-    return value
