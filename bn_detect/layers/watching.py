@@ -45,6 +45,12 @@ class WatchesRoIs(nn.Module):
         ]
 
 
+def watched_layouts(model: nn.Module) -> set[RoILayout]:
+    """Return the layouts that a module of `model` keeps informed of the RoIs per image."""
+    watchers = (module for module in model.modules() if isinstance(module, WatchesRoIs))
+    return {layout for watcher in watchers for layout in watcher.watched_layouts()}
+
+
 def give_layout(
     head: nn.Module,
     conv_norm: str | Callable[[int], nn.Module],

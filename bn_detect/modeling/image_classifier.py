@@ -41,7 +41,7 @@ class BNImageClassifier(nn.Module):
         image_batch: NormalizationBatch | None = None,
     ) -> None:
         super().__init__()
-        self.backbone = backbone
+        self.backbone, self.num_classes = backbone, num_classes
         self._feature, shape = list(backbone.output_shape().items())[-1]
         self.linear = nn.Linear(shape.channels, num_classes)
         nn.init.normal_(self.linear.weight, std=0.01)
