@@ -19,9 +19,10 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
+from ..configuration.model import kinds_of
 from ..configuration.reading import read_config
 from ..data import register_derived
-from ..engine.evaluation import evaluate_under, kinds_of, precise_bn
+from ..engine.evaluation import evaluate_under, precise_bn
 from ..engine.trainer import BNTrainer
 from ..runtime.checkpointer import AtomicCheckpointer
 from ..runtime.files import write_json

@@ -5,9 +5,8 @@ import argparse
 from detectron2.config import CfgNode
 
 from ..configuration.check import check_run
-from ..configuration.model import check_model
+from ..configuration.model import check_model, kinds_of
 from ..configuration.reading import read_config
-from ..engine.evaluation import kinds_of
 from ..engine.trainer import BNTrainer
 from .plan import Arm, Study
 
