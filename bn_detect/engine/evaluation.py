@@ -83,7 +83,7 @@ def precise_bn(cfg: CfgNode, model: nn.Module) -> None:
 
 
 def evaluation_table(all_results: dict[str, Results]) -> str:
-    """Tabulate AP and AP50 of each task, or errors, in percent: a row per dataset and statistics."""
+    """Tabulate AP and AP50 of each task, or errors, in percent, by dataset and statistics."""
     by_dataset = [results for kind in all_results.values() for results in kind.values()]
     tasks = list(dict.fromkeys(task for results in by_dataset for task in results))
     columns = [
