@@ -117,8 +117,9 @@ def work(cfg: CfgNode, args: argparse.Namespace) -> None:
 def train(cfg: CfgNode, args: argparse.Namespace) -> dict | None:
     """Train, and return the results of the last evaluation, if there was one."""
     # Made here, where the time-out is known; the heads look them up.
-    ranks = normalization_batch(cfg).shuffling_processes(comm.get_world_size())
-    neighbours(ranks, timeout=timedelta(seconds=args.dist_timeout))
+    ranks = normalization_batch(cfg).spans(comm.get_world_size())
+    if ranks > 1:
+        neighbours(ranks, timeout=timedelta(seconds=args.dist_timeout))
     trainer = BNTrainer(cfg, checked=True)
     trainer.checkpointer.trust = args.trust_checkpoint
     trainer.resume_or_load(resume=args.resume)

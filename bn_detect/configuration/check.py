@@ -45,5 +45,5 @@ def check_run(
     check_statistics(statistics, model)
     check_model(cfg, model, trains=trains, precise=precise)
     register_derived(datasets)
-    check_classes(cfg, model, check_datasets(datasets))
+    check_classes(cfg, model, check_datasets(datasets, cfg))
     return model

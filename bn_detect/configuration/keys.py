@@ -113,6 +113,11 @@ def normalization_batch(cfg: CN) -> NormalizationBatch:
         )
 
 
+def batch_for(cfg: CN, norm: str) -> NormalizationBatch | None:
+    """Return `MODEL.ROI_BN` as an object for a head whose norm is "BN"; None for other norms."""
+    return normalization_batch(cfg) if norm == "BN" else None
+
+
 @contextlib.contextmanager
 def naming_keys() -> Iterator[None]:
     """Let an error of `NormalizationBatch` speak of MODEL.ROI_BN.BATCH where it says batch."""

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..data import DatasetSummary
 from ..layers import ImageLayout, LevelBatchNorm2d, RoIBatchNorm2d
 from ..layers.watching import watched_layouts
-from ..population.precise_bn import select_bn_layers
+from ..population.bn_layers import select_bn_layers
 from .keys import changed_keys
 from .settings import CLASSIFIER
 from .values import flat_keys, value_of
@@ -126,7 +126,7 @@ def _check_followers(cfg: CfgNode, model: nn.Module, heads: nn.Module | None, ch
     informed = watched_layouts(model)
     for layout in layouts:
         knows = isinstance(layout, ImageLayout) or layout in informed
-        if layout.settings.needs_images and not knows:
+        if (layout.settings.needs_images or layout.settings.needs_labels) and not knows:
             raise ValueError(
                 f"MODEL.ROI_BN needs the image of each RoI ({changed}), but the pooler of "
                 f"MODEL.ROI_HEADS.NAME {cfg.MODEL.ROI_HEADS.NAME!r} gives no layout; use "

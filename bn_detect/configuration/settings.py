@@ -30,7 +30,7 @@ def check_settings(cfg: CfgNode, world_size: int, *, trains: bool = True) -> Non
     if trains:
         _check_images(cfg, world_size)
         with naming_keys():
-            settings.shuffling_processes(world_size)
+            settings.spans(world_size)
     _check_population(cfg)
     for key, value in cfg.MODEL.LEVEL_BN.items():
         if value not in LEVEL_CHOICES:
@@ -72,13 +72,8 @@ def _check_images(cfg: CfgNode, world_size: int) -> None:
             f"{images // world_size} images of a worker (SOLVER.IMS_PER_BATCH {images} over "
             f"{world_size} workers)"
         )
-    roi_bn, per_worker = cfg.MODEL.ROI_BN, images // world_size // workers
-    if roi_bn.BATCH == "images" and per_worker < roi_bn.IMAGES_PER_GROUP:
-        raise ValueError(
-            f"MODEL.ROI_BN.IMAGES_PER_GROUP is {roi_bn.IMAGES_PER_GROUP}, but a worker has "
-            f"{per_worker} images (SOLVER.IMS_PER_BATCH {images} over {world_size} workers, "
-            f"VIRTUAL_WORKERS {workers}); use more images or fewer workers"
-        )
+    with naming_keys():
+        normalization_batch(cfg).check_images(images // world_size // workers)
 
 
 def _check_population(cfg: CfgNode) -> None:

@@ -31,6 +31,7 @@ from ..configuration.model import check_model, naming
 from ..configuration.resuming import changes
 from ..configuration.settings import CLASSIFIER, check_settings
 from ..data import CLASSIFICATION, BNDatasetMapper, ClassificationMapper
+from ..data.metadata import EVALUATORS
 from ..data.proposals import dataset_dicts
 from ..runtime.checkpointer import AtomicCheckpointer
 from ..runtime.errors import CheckpointError
@@ -250,6 +251,6 @@ class BNTrainer(DefaultTrainer):
         if kind == CLASSIFICATION:
             return ClassificationEvaluator()
         raise ValueError(
-            f"DATASETS.TEST: {dataset_name!r} has evaluator_type {kind!r}; supported are coco, "
-            "lvis, pascal_voc and classification"
+            f"DATASETS.TEST: {dataset_name!r} has evaluator_type {kind!r}; supported are "
+            f"{', '.join(EVALUATORS)}"
         )
