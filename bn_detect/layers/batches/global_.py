@@ -3,7 +3,6 @@
 from ..partition import Partition
 from .base import Batch
 from .roi_facts import RoIFacts
-from .worker import own_group
 
 
 class GlobalBatch(Batch):
@@ -16,4 +15,4 @@ class GlobalBatch(Batch):
         return processes
 
     def partition(self, rois: RoIFacts) -> Partition:
-        return own_group(rois)._replace(process_group=rois.process_group)
+        return Partition.one_group(rois.number, rois.device, rois.process_group)

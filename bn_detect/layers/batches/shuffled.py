@@ -4,7 +4,7 @@ import torch
 
 from ...distributed.collectives import all_gather_int, rank, world_size
 from ...distributed.neighbours import neighbours
-from ...distributed.roi_shuffle import shuffled_owner
+from ...distributed.roi_shuffle import balanced_shares, shuffled_owner
 from ..partition import Partition
 from .base import Batch
 from .roi_facts import RoIFacts
@@ -82,8 +82,9 @@ class ShuffledBatch(Batch):
         counts = all_gather_int(rois.number, rois.device, span)
         groups = spans * self.settings.virtual_workers
         start = sum(counts[: rank(span)])
-        group = shuffled_owner(sum(counts), groups, rois.generator())
-        return Partition(group[start : start + rois.number].to(rois.device), groups, span)
+        group = shuffled_owner(sum(counts), groups, rois.generator())[start : start + rois.number]
+        shares = balanced_shares(sum(counts), groups)
+        return Partition(group, groups, span, device=rois.device, rois=shares)
 
     def _partition_in_process(self, rois: RoIFacts) -> Partition:
         """Shuffle within each of the process's groups of `shuffle_groups` virtual workers."""
@@ -97,7 +98,7 @@ class ShuffledBatch(Batch):
             part * size + shuffled_owner(share, size, rois.generator())
             for part, share in enumerate(shares)
         ]
-        return Partition(torch.cat(parts).to(rois.device), virtual, None)
+        return Partition(torch.cat(parts), virtual, device=rois.device)
 
 
 def _nested(a: int, b: int) -> bool:

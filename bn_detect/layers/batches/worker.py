@@ -1,7 +1,5 @@
 """The normalization batch "worker": all RoIs of one worker, as per-GPU BatchNorm has it."""
 
-import torch
-
 from ..partition import Partition, by_image, runs_of_images
 from .base import Batch
 from .roi_facts import RoIFacts
@@ -28,4 +26,4 @@ class WorkerBatch(Batch):
 
 def own_group(rois: RoIFacts) -> Partition:
     """Return the partition in which this process's RoIs are one group, and nobody else's."""
-    return Partition(torch.zeros(rois.number, dtype=torch.int64, device=rois.device), 1, None)
+    return Partition.one_group(rois.number, rois.device)
