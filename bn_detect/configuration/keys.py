@@ -1,4 +1,4 @@
-"""Every config key of the package, with its default."""
+"""All config keys of the package, with their defaults, and the objects that they describe."""
 
 import contextlib
 import re
@@ -94,7 +94,7 @@ def add_bn_detect_config(cfg: CN) -> None:
 
 
 def normalization_batch(cfg: CN) -> NormalizationBatch:
-    """`MODEL.ROI_BN` as the object that the layers take.
+    """Return `MODEL.ROI_BN` as the object that the layers take.
 
     Raises:
         ValueError: a value that is not valid, or two that exclude each other.
@@ -120,7 +120,7 @@ def batch_for(cfg: CN, norm: str) -> NormalizationBatch | None:
 
 @contextlib.contextmanager
 def naming_keys() -> Iterator[None]:
-    """Let an error of `NormalizationBatch` speak of MODEL.ROI_BN.BATCH where it says batch."""
+    """Let an error of `NormalizationBatch` name keys: MODEL.ROI_BN.BATCH in place of batch."""
     try:
         yield
     except ValueError as error:
@@ -130,7 +130,7 @@ def naming_keys() -> Iterator[None]:
 
 
 def level_choices(cfg: CN) -> dict[str, str]:
-    """`MODEL.LEVEL_BN` as the keyword arguments that `LevelBatchNorm2d` takes."""
+    """Return `MODEL.LEVEL_BN` as the keyword arguments that `LevelBatchNorm2d` takes."""
     return {key.lower(): value for key, value in cfg.MODEL.LEVEL_BN.items()}
 
 

@@ -1,6 +1,6 @@
-"""Find values that no key can have."""
+"""Find values that no key can have: of another kind than its default, not finite, out of range."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -99,7 +99,7 @@ def _kind(leaf: Any) -> type:
     return float if isinstance(leaf, int | float) and not isinstance(leaf, bool) else type(leaf)
 
 
-def _is_nested(value: list | tuple) -> bool:
+def _is_nested(value: Sequence[Any]) -> bool:
     return any(isinstance(part, list | tuple) for part in value)
 
 
@@ -121,7 +121,7 @@ def flat_keys(cfg: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def value_of(cfg: CfgNode, key: str) -> Any:
-    """The value of a dotted key; None where there is none."""
+    """Return the value of a dotted key, or None where the key is missing."""
     for part in key.split("."):
         cfg = cfg.get(part) if isinstance(cfg, CfgNode) else None
     return cfg

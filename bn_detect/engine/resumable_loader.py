@@ -1,7 +1,7 @@
 """A training loader whose batches are a function of (seed, rank, iteration).
 
-So a resumed run sees the images, and the augmentations of each, that the uninterrupted run would
-have seen. Detectron2's own loader always begins with the first image.
+A resumed run therefore sees the images, and the augmentations of each, that the uninterrupted run
+would have seen. Detectron2's own loader always starts with the first image.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ Sample = tuple[int, int]  # position in this rank's stream of samples, index in 
 
 
 class ResumableTrainLoader:
-    """Endless batches (list[dict], mapped) of one rank; `iter` begins at `start_iteration`.
+    """Endless batches (list[dict], mapped) of one rank, from `start_iteration` on.
 
     Args:
         dataset_dicts: Detectron2's standard dataset dicts.
@@ -39,7 +39,7 @@ class ResumableTrainLoader:
         num_workers: data loading processes.
 
     Attributes:
-        seed, start_iteration: may be set until iteration begins.
+        seed, start_iteration: may be set until the first batch is drawn.
     """
 
     def __init__(
@@ -85,9 +85,9 @@ class ResumableTrainLoader:
 
 
 class _SeededSamples(Dataset):
-    """Maps a sample with random numbers that depend on the seed, the rank and its position."""
+    """Map a sample with random numbers that depend on the seed, the rank and its position."""
 
-    def __init__(self, dataset: Dataset, mapper: Callable, seed: int) -> None:
+    def __init__(self, dataset: Sequence[dict], mapper: Callable, seed: int) -> None:
         self._dataset, self._mapper = dataset, mapper
         self._key = [seed, comm.get_rank()]
 
@@ -102,7 +102,7 @@ class _SeededSamples(Dataset):
 
 
 def _obey_only_the_parent(_) -> None:
-    """Ctrl-C and schedulers reach this process too, while the trainer ends its iteration."""
+    """Ignore the signals of a user or scheduler: the trainer ends its iteration, and then this."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 
@@ -131,7 +131,7 @@ def random_numbers_from(key: Sequence[int]) -> Iterator[None]:
 
 
 def build_resumable_train_loader(cfg: CfgNode, mapper: Callable):
-    """The loader that `cfg` asks for, which a resumed run can continue.
+    """Build the loader that `cfg` asks for, which a resumed run can continue.
 
     Args:
         cfg: `DATASETS`, `DATALOADER`, `INPUT` and `SOLVER.IMS_PER_BATCH` (over all ranks).

@@ -59,7 +59,7 @@ def _train(folder: Path) -> None:
         _go_on_from(folder / run["start"], folder)
     comm.synchronize()
     check_weights(cfg, resume=True)
-    ranks = normalization_batch(cfg).shuffling_processes(comm.get_world_size())
+    ranks = normalization_batch(cfg).spans(comm.get_world_size())
     neighbours(ranks, timeout=TIMEOUT)
     register_derived([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
     if comm.is_main_process():
