@@ -86,6 +86,9 @@ def parser() -> argparse.ArgumentParser:
             rule = option.metadata
             flag = rule["flag"] or f"--{option.name.replace('_', '-')}"
             several = isinstance(option.default, tuple)
+            if isinstance(option.default, bool):
+                command.add_argument(flag, dest=option.name, action="store_true", help=rule["help"])
+                continue
             command.add_argument(
                 flag,
                 dest=option.name,
