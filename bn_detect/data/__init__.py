@@ -1,5 +1,6 @@
 """Datasets: prepare, register, check and read them."""
 
+from .. import needs_detectron2  # noqa: F401
 from .checks.check import check_dataset, check_datasets, check_uses
 from .checks.summary import DatasetSummary, summary_table
 from .classification_mapper import ClassificationMapper
