@@ -21,6 +21,7 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
 from ..data.proposals import dataset_dicts
+from .loader_processes import context, forking
 from .same_class_sampler import SameClassSampler
 
 Sample = tuple[int, int]  # position in this rank's stream of samples, index in the dataset
@@ -66,6 +67,7 @@ class ResumableTrainLoader:
             batch_sampler=self._batches(),
             num_workers=self._num_workers,
             collate_fn=trivial_batch_collator,
+            multiprocessing_context=context(self._num_workers),
             worker_init_fn=_obey_only_the_parent,
             generator=torch.Generator(),  # else it draws from the one that seeds the first step
         )
@@ -150,7 +152,7 @@ def build_resumable_train_loader(cfg: CfgNode, mapper: Callable):
         min_keypoints=keypoints,
     )
     if name not in ("TrainingSampler", "RepeatFactorTrainingSampler"):
-        return build_detection_train_loader(cfg, mapper=mapper, dataset=dicts)
+        return forking(build_detection_train_loader(cfg, mapper=mapper, dataset=dicts))
     batch_size = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
     if cfg.DATALOADER.CLASSES_PER_WORKER_BATCH:
 

@@ -39,6 +39,7 @@ from ..runtime.files import as_folder_name
 from .amp import CPUAMPTrainer
 from .classification_evaluator import ClassificationEvaluator
 from .hooks import AverageRunningStatistics, FreezeBN, PreciseBN, SeedIteration
+from .loader_processes import forking
 from .log_statistics import LogStatistics
 from .optimizer import build_optimizer
 from .resumable_loader import ResumableTrainLoader, build_resumable_train_loader
@@ -213,12 +214,13 @@ class BNTrainer(DefaultTrainer):
         if cfg.MODEL.LOAD_PROPOSALS:
             place = list(cfg.DATASETS.TEST).index(dataset_name)
             files = [cfg.DATASETS.PROPOSAL_FILES_TEST[place]]
-        return build_detection_test_loader(
+        loader = build_detection_test_loader(
             dataset_dicts([dataset_name], files, filter_empty=False),
             mapper=cls.build_mapper(cfg, is_train=False),
             num_workers=cfg.DATALOADER.NUM_WORKERS,
             batch_size=group,
         )
+        return forking(loader)
 
     @classmethod
     def build_population_loader(cls, cfg: CfgNode, seed: int):
