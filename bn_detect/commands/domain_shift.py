@@ -23,7 +23,7 @@ from ..domain_shift.picture import draw
 from ..domain_shift.summary import tables
 from ..engine.domain_shift import evaluate_on, with_statistics_of
 from ..engine.trainer import BNTrainer
-from ..population.precise_bn import select_bn_layers
+from ..population.bn_layers import select_bn_layers
 from ..runtime.checkpoint_file import add_trust_option
 from ..runtime.errors import WorkerDied
 from ..runtime.launch import expected_world_size, launch, share_cores

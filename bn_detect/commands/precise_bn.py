@@ -18,7 +18,8 @@ from ..data import check_datasets, register_derived
 from ..engine.evaluation import evaluate_under, evaluation_table, precise_bn
 from ..engine.trainer import BNTrainer
 from ..layers import fill_levels
-from ..population.precise_bn import ROI_SOURCES, select_bn_layers
+from ..population.bn_layers import select_bn_layers
+from ..population.precise_bn import ROI_SOURCES
 from ..runtime.checkpoint_file import add_trust_option, read_checkpoint
 from ..runtime.errors import CheckpointError, WorkerDied
 from ..runtime.files import write_atomically

@@ -9,7 +9,7 @@ from torch import nn
 
 from ..population.precise_bn import update_population_stats
 from ..population.report import PopulationReport
-from .evaluation import kept_buffers
+from ..population.undisturbed import kept_buffers
 from .target_images import TargetImages
 from .trainer import BNTrainer
 

@@ -4,7 +4,6 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 from tabulate import tabulate
@@ -15,6 +14,7 @@ from ..data import CLASSIFICATION
 from ..layers import RoIBatchNorm2d
 from ..layers.statistics import use_statistics
 from ..population.precise_bn import update_population_stats
+from ..population.undisturbed import kept_buffers
 from .trainer import BNTrainer
 
 EVAL_STATS = ("population", "minibatch", "precise")
@@ -92,18 +92,6 @@ def with_precise_statistics(cfg: CfgNode, model: nn.Module) -> Iterator[None]:
     with kept_buffers(model):
         precise_bn(cfg, model)
         yield
-
-
-@contextlib.contextmanager
-def kept_buffers(model: nn.Module) -> Iterator[None]:
-    """Whatever becomes of the buffers within, they are as before at the end."""
-    before = {buffer: buffer.clone() for buffer in model.buffers()}
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, value in before.items():
-                buffer.copy_(value)
 
 
 def precise_bn(cfg: CfgNode, model: nn.Module) -> None:

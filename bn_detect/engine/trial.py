@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from detectron2.config import CfgNode
 from torch import nn
 
-from ..population.precise_bn import select_bn_layers
+from ..population.bn_layers import select_bn_layers
 from .log_statistics import roi_bn_layers
 from .trainer import BNTrainer, naming
 

@@ -8,9 +8,9 @@ import torch
 from detectron2.engine import HookBase
 from torch import Tensor
 
-from ..engine.evaluation import kept_buffers
 from ..layers import RoIBatchNorm2d
 from ..modeling import BNImageClassifier
+from ..population.undisturbed import kept_buffers
 from .job import Job
 from .measuring import Batch, error, images, in_batches, precise
 from .training import settings, trained

@@ -10,10 +10,10 @@ from detectron2.data import DatasetCatalog
 
 from ..data import register_derived
 from ..engine.classification_evaluator import TASK, ClassificationEvaluator
-from ..engine.evaluation import kept_buffers
 from ..layers.statistics import use_statistics
 from ..modeling import BNImageClassifier
 from ..population import update_population_stats
+from ..population.undisturbed import kept_buffers
 from .training import QuietTrainer
 
 WHOLE = 64  # images of a batch where the normalization batch shall not matter

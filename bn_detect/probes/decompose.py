@@ -13,7 +13,8 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from ..layers import NormalizationBatch
-from ..population.precise_bn import unwrapped, update_population_stats
+from ..population.bn_layers import unwrapped
+from ..population.precise_bn import update_population_stats
 from ..population.undisturbed import undisturbed
 from .adapters.heads import RoIHead
 from .adapters.torchvision_heads import TorchvisionHead

@@ -13,7 +13,7 @@ from torchvision.models.detection.roi_heads import RoIHeads as TorchvisionRoIHea
 from ..distributed.collectives import default_group
 from ..layers import NormalizationBatch, RoIBatchNorm2d, RoILayout
 from ..layers.statistics import use_statistics
-from ..population.precise_bn import unwrapped
+from ..population.bn_layers import unwrapped
 from ..population.undisturbed import undisturbed
 from .adapters.detectron2_heads import Detectron2Head
 from .adapters.heads import RoIHead
