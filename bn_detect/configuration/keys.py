@@ -73,6 +73,10 @@ def add_bn_detect_config(cfg: CN) -> None:
     _C.MODEL.LEVEL_BN.POPULATION = "shared"
     # ... and weight and bias.
     _C.MODEL.LEVEL_BN.AFFINE = "shared"
+    # How the moving average of a "shared" population follows batches of each "level": by a step for
+    # each level, "in_turn", as one BatchNorm called on level after level does (the authors' code),
+    # or by one step with the "union" of the levels, in which every position counts once.
+    _C.MODEL.LEVEL_BN.MOVING_AVERAGE = "in_turn"
     # Norm of BNRPNHead; Detectron2's RPN head has none: "", "GN", "BN", "SyncBN", ...
     _C.MODEL.RPN.NORM = ""
 

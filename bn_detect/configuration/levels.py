@@ -2,7 +2,7 @@
 
 from detectron2.config import CfgNode, get_cfg
 
-from ..layers.level_batch_norm import LEVEL_CHOICES
+from ..layers.level_batch_norm import LEVEL_CHOICES, MOVING_AVERAGES
 from ..modeling import BNRPNHead
 from .keys import add_bn_detect_config
 
@@ -14,8 +14,11 @@ def check_levels(cfg: CfgNode) -> None:
     default = get_cfg()
     add_bn_detect_config(default)
     for key, value in cfg.MODEL.LEVEL_BN.items():
-        if value not in LEVEL_CHOICES:
-            raise ValueError(f"MODEL.LEVEL_BN.{key} is {value!r}; it must be 'shared' or 'level'")
+        known = MOVING_AVERAGES if key == "MOVING_AVERAGE" else LEVEL_CHOICES
+        if value not in known:
+            raise ValueError(
+                f"MODEL.LEVEL_BN.{key} is {value!r}; it must be {' or '.join(map(repr, known))}"
+            )
     changed = [
         f"MODEL.LEVEL_BN.{key} {value}"
         for key, value in cfg.MODEL.LEVEL_BN.items()
