@@ -54,8 +54,9 @@ def update_population_stats(
 
     Args:
         model: any module with BatchNorm1d/2d/3d, SyncBatchNorm, RoIBatchNorm2d, LevelBatchNorm2d
-            (each of its populations by itself) or NaiveSyncBatchNorm, wrapped in
-            DistributedDataParallel or not.
+            or NaiveSyncBatchNorm, wrapped in DistributedDataParallel or not. A LevelBatchNorm2d
+            with a population of each level normalizes each level by itself, as it will do with its
+            new statistics, whatever it does in training.
         loader: batches that `forward` takes; those of Detectron2 are lists of dicts. With
             `roi_source` "train" they need ground truth.
         modules: dotted prefixes of the layers to update, such as ["roi_heads.box_head"]; None: all.
@@ -138,6 +139,8 @@ def _observing(
     """
     handles: list[RemovableHandle] = []
     momenta = {layer: layer.momentum for layer in layers.values()}
+    by_level = [m for m in layers.values() if isinstance(m, LevelBatchNorm2d)]
+    batches = {layer: layer.batch for layer in by_level if layer.population == "level"}
     try:
         if roi_source == "test":
             model.eval()
@@ -146,6 +149,8 @@ def _observing(
         for module in model.modules():
             if isinstance(module, WatchesRoIs):
                 module.watch(True)  # the layers need their layouts in inference mode too
+        for level_layer in batches:
+            level_layer.batch = "level"
         for name, layer in layers.items():
             layer.training = True
             handles += observe(layer, moments[name])
@@ -155,6 +160,8 @@ def _observing(
             handle.remove()
         for layer, momentum in momenta.items():
             layer.momentum = momentum
+        for level_layer, batch in batches.items():
+            level_layer.batch = batch
 
 
 @torch.no_grad()
