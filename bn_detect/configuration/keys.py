@@ -60,6 +60,10 @@ def add_bn_detect_config(cfg: CN) -> None:
     # RoIs that the head statistics come from: "train" (sampled as in training, ground truth added)
     # or "test" (the proposals and detections that inference feeds to the heads).
     _C.TEST.PRECISE_BN.ROI_SOURCE = "train"
+    # Its normalization batch: the RoIs (a classifier's images) of so many consecutive images of a
+    # worker; 0: of all images of a batch, over all workers. Large is right, whatever the batch of
+    # training was. Above a worker's images of a step, the batches of a pass hold that many.
+    _C.TEST.PRECISE_BN.IMAGES_PER_GROUP = 0
     # Iterations between passes; 0: before each evaluation. Always at the end as well.
     _C.TEST.PRECISE_BN.PERIOD = 0
 

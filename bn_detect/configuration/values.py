@@ -50,6 +50,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "MODEL.ROI_BN.LOG_STATS": (0, 10**12),
     "TEST.EVAL_PERIOD": (0, 10**12),
     "TEST.PRECISE_BN.PERIOD": (0, 10**12),
+    "TEST.PRECISE_BN.IMAGES_PER_GROUP": (0, 10**6),
     "SEED": (-1, 2**31),
 }
 _ABOVE_0 = ("MODEL.PIXEL_STD",)

@@ -64,7 +64,14 @@ def precise(model: BNImageClassifier, batches: Sequence[Batch], **changes: Any) 
     """
     with kept_buffers(model):
         with use_statistics(model, **changes):
-            update_population_stats(model, batches, len(batches), roi_source="test", progress=False)
+            update_population_stats(
+                model,
+                batches,
+                len(batches),
+                roi_source="test",
+                images_per_group=None,
+                progress=False,
+            )
         yield
 
 
