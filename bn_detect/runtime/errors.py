@@ -5,6 +5,10 @@ class CheckpointError(ValueError):
     """A checkpoint is damaged, belongs to another model, or might execute code; names the file."""
 
 
+class FolderInUse(OSError):
+    """Another process writes into the folder; names both."""
+
+
 class RunFailed(RuntimeError):
     """A run, or a worker of it, failed; what was finished before is kept.
 

@@ -18,7 +18,7 @@ from bn_detect.commands.study import main as study_main
 from bn_detect.data import prepare_dataset
 from bn_detect.runtime.checkpointer import AtomicCheckpointer
 from bn_detect.runtime.errors import CheckpointError
-from bn_detect.runtime.files import write_json
+from bn_detect.runtime.files import TEMPORARY, write_json
 
 from .fork_server import wait_for
 
@@ -141,7 +141,7 @@ def test_run(server, tmp_path, happened):
     with mounted(tmp_path / "small", "size=900k") as folder:
         run = server.start(folder, "--num-gpus", 2, SOLVER__CHECKPOINT_PERIOD=2)
         assert run.wait() == 2, run.printed[-3000:]
-        assert not list(folder.glob("*.pth")) and not list(folder.glob(".*.tmp"))
+        assert not list(folder.glob("*.pth")) and not list(folder.glob(TEMPORARY))
     (line,) = [line for line in run.printed.splitlines() if line.startswith("error: worker 0")]
     assert "model_0000001.pth" in line
     happened(line.replace(str(folder), "FOLDER"))
