@@ -96,6 +96,19 @@ def add_bn_detect_config(cfg: CN) -> None:
     # classes, drawn anew for each step; 0: of any.
     _C.DATALOADER.CLASSES_PER_WORKER_BATCH = 0
 
+    # Render the images of a classifier as a camera might have taken them: training images anew
+    # each time, test images always alike.
+    _C.INPUT.RENDERING = CN()
+    # Spread of the pose; at 1: rotation +-0.35 radians, scale exp(+-0.3), shear +-0.3, shift +-15%.
+    _C.INPUT.RENDERING.AFFINE = 0.0
+    # s: contrast times exp(+-s), brightness +-s standard deviations (MODEL.PIXEL_STD).
+    _C.INPUT.RENDERING.PHOTOMETRIC = 0.0
+    # Standard deviation of Gaussian noise, in those of the pixels.
+    _C.INPUT.RENDERING.NOISE = 0.0
+    # Contrast and brightness are of each "image", or shared by the training images of a step, which
+    # then are those of a "batch".
+    _C.INPUT.RENDERING.PHOTOMETRIC_PER = "image"
+
     # Detectron2's keypoint head has no norm: "", "GN", "BN", ... as in the other heads.
     _C.MODEL.ROI_KEYPOINT_HEAD.NORM = ""
 
