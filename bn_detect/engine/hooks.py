@@ -12,7 +12,7 @@ from torch import nn
 from ..layers import set_iteration
 from ..population.averaging import average_running_statistics
 from ..population.bn_layers import select_bn_layers, unwrapped
-from ..population.freezing import freezable_layers, freeze_batchnorm
+from ..population.freezing import freezable_layers, freeze_batchnorm, is_frozen
 from ..population.precise_bn import check_pass, update_population_stats
 
 logger = logging.getLogger(__name__)
@@ -107,7 +107,7 @@ class PreciseBN(HookBase):
 
     def run(self) -> None:
         """One pass over the layers that are not frozen."""
-        names = [name for name, layer in self._layers.items() if layer.training]
+        names = [name for name, layer in self._layers.items() if not is_frozen(layer)]
         if not names:
             return
         report = update_population_stats(

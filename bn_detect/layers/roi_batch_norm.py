@@ -1,14 +1,17 @@
 """BatchNorm for RoI heads, with the normalization batch as an explicit argument."""
 
 import logging
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .grouped_batch_norm import grouped_batch_norm
+from .grouped_batch_norm import partitioned_batch_norm
 from .partition import Partition
+from .plain_ops import GroupStatistics
 from .roi_layout import RoILayout
+from .running_statistics import RunningStatistics, update_running_statistics
 
 logger = logging.getLogger(__name__)
 
@@ -75,21 +78,16 @@ class RoIBatchNorm2d(nn.BatchNorm2d):
     @torch.jit.unused
     def _forward_groups(self, x: Tensor) -> Tensor:
         self._check_input_dim(x)
-        group, num_groups, process_group = self._partition(x)
+        partition = self._partition(x)
         # Only a RoI of a single position can be a group of a single value.
-        single_position = x.shape[2:].numel() == 1 and self.running_mean is not None
-        population = (self.running_mean, self.running_var) if single_position else None
-        y, mean, var, count = grouped_batch_norm(
-            x,
-            self.weight,
-            self.bias,
-            group,
-            num_groups,
-            self.eps,
-            process_group,
-            population=population,
+        population = None
+        if x.shape[2:].numel() == 1 and self.running_mean is not None:
+            assert self.running_var is not None
+            population = self.running_mean, self.running_var
+        y, mean, var, count = partitioned_batch_norm(
+            x, self.weight, self.bias, partition, self.eps, population
         )
-        if population is not None and not self._told_lonely and bool((count == 1).any()):
+        if population is not None and not self._told_lonely and _holds_single(partition, count):
             self._told_lonely = True
             logger.warning(
                 "A normalization batch of %s held a single value per channel; it was normalized "
@@ -97,7 +95,7 @@ class RoIBatchNorm2d(nn.BatchNorm2d):
                 self.layout.name,
             )
         if self.training and self.track_running_stats:
-            self._update_running_statistics(mean, var, count)
+            self._update_running_statistics(GroupStatistics(mean, var, count))
         return y
 
     @torch.jit.unused
@@ -105,36 +103,20 @@ class RoIBatchNorm2d(nn.BatchNorm2d):
         if self.training or self.layout.settings.needs_images:
             return self.layout.partition(x.shape[0], x.device, self.training, id(self))
         # No running statistics: as in torch, those of this worker's batch.
-        return Partition(torch.zeros(len(x), dtype=torch.int64, device=x.device), 1, None)
+        return Partition.one_group(len(x), x.device)
 
-    @torch.no_grad()
-    def _update_running_statistics(self, mean: Tensor, var: Tensor, count: Tensor) -> None:
-        self.num_batches_tracked.add_(1)
-        momentum = self.momentum
-        if momentum is None:  # cumulative average, as in torch
-            momentum = 1.0 / float(self.num_batches_tracked)
-        count = count.double()
-        unbiased = var * (count / (count - 1).clamp(min=1))[:, None]
-        mean, unbiased = mean.to(self.running_mean), unbiased.to(self.running_var)
-        finite = (mean.isfinite() & unbiased.isfinite()).all(1)
-        self.last_finite = finite.all()
-        counts = ((count > 1) & finite).double()  # a single value has no unbiased variance
-        share = counts.mean()
-        each = (counts / counts.sum().clamp(min=1))[:, None]
-
-        total = (1 - momentum) * self.ema_weight.double() + momentum * share
-        weight = torch.where(total > 0, momentum * share / total, 0.0)
-        for buffer, new in ((self.running_mean, mean), (self.running_var, unbiased)):
-            new = (torch.where(finite[:, None], new, 0.0) * each).sum(0)
-            buffer.lerp_(new.to(buffer), weight.to(buffer))
-        self.ema_weight.copy_(total)
+    def _update_running_statistics(self, stats: GroupStatistics) -> None:
+        mean, var, batches = self.running_mean, self.running_var, self.num_batches_tracked
+        assert mean is not None and var is not None and batches is not None
+        running = RunningStatistics(mean, var, self.ema_weight, batches)
+        self.last_finite = update_running_statistics(running, stats, self.momentum)
 
     def reset_running_stats(self) -> None:
         super().reset_running_stats()
         if self.track_running_stats and hasattr(self, "ema_weight"):
             self.ema_weight.fill_(1)
 
-    def _load_from_state_dict(self, *args, **kwargs) -> None:
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self.ema_weight.fill_(1)
 
@@ -146,3 +128,10 @@ class RoIBatchNorm2d(nn.BatchNorm2d):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, batch={self.layout.settings.batch}"
+
+
+def _holds_single(partition: Partition, count: Tensor) -> bool:
+    """Whether some group holds a single RoI, as far as this can be told without waiting."""
+    if partition.rois is not None:
+        return 1 in partition.rois
+    return count.device.type == "cpu" and bool((count == 1).any())

@@ -1,12 +1,16 @@
 """What the BN heads share: layouts that are told the RoIs of each forward, and RoIs that move."""
 
 from collections.abc import Callable
+from typing import TypeVar
 
 from torch import Tensor, nn
 
 from ..distributed import unshuffle_rois
+from .convert import use_layout
 from .normalization_batch import NormalizationBatch
 from .roi_layout import RoILayout
+
+_Watches = TypeVar("_Watches", bound="WatchesRoIs")
 
 
 class WatchesRoIs(nn.Module):
@@ -21,7 +25,11 @@ class WatchesRoIs(nn.Module):
         self.__dict__.setdefault("_watched", []).append((layout, module))
         self.watch(self.training)
 
-    def train(self, mode: bool = True):
+    def watched_layouts(self) -> list[RoILayout]:
+        """Return the layouts that this module keeps informed."""
+        return [layout for layout, _ in self.__dict__.get("_watched", [])]
+
+    def train(self: _Watches, mode: bool = True) -> _Watches:
         super().train(mode)
         self.watch(mode)
         return self
@@ -43,10 +51,19 @@ def layouts_of(model: nn.Module) -> list[RoILayout]:
     return list(dict.fromkeys(value for value in attributes if isinstance(value, RoILayout)))
 
 
-def head_layout(
-    conv_norm: str | Callable, roi_batch: NormalizationBatch | None, name: str
+def watched_layouts(model: nn.Module) -> set[RoILayout]:
+    """Return the layouts that a module of `model` keeps informed of the RoIs per image."""
+    watchers = (module for module in model.modules() if isinstance(module, WatchesRoIs))
+    return {layout for watcher in watchers for layout in watcher.watched_layouts()}
+
+
+def give_layout(
+    head: nn.Module,
+    conv_norm: str | Callable[[int], nn.Module],
+    roi_batch: NormalizationBatch | None,
+    name: str,
 ) -> RoILayout:
-    """The layout of a head's BatchNorm layers; of no use where `conv_norm` is not "BN".
+    """Make the layout of a head; where `conv_norm` is "BN", put the head's BN layers behind it.
 
     Raises:
         ValueError: a `roi_batch` of another kind, or one that another norm would ignore.
@@ -61,7 +78,10 @@ def head_layout(
             f"conv_norm is {conv_norm!r}, which does not follow roi_batch ({roi_batch}); use "
             "conv_norm 'BN', or no roi_batch"
         )
-    return RoILayout(roi_batch, name=name)
+    layout = RoILayout(roi_batch, name=name)
+    if conv_norm == "BN":
+        use_layout(head, layout)
+    return layout
 
 
 def apply_to_rois(
