@@ -133,6 +133,7 @@ class BNTrainer(DefaultTrainer):
                 period=settings.PERIOD or self.cfg.TEST.EVAL_PERIOD,
                 modules=settings.MODULES or None,
                 roi_source=settings.ROI_SOURCE,
+                images_per_group=settings.IMAGES_PER_GROUP,
             )
 
     def _build_freeze_bn(self, precise_bn: PreciseBN | None) -> FreezeBN | None:
@@ -183,6 +184,7 @@ class BNTrainer(DefaultTrainer):
             lambda: self.build_population_loader(self.cfg, self.seed),
             self.cfg.TEST.PRECISE_BN.NUM_ITER,
             period=period,
+            images_per_group=self.cfg.TEST.PRECISE_BN.IMAGES_PER_GROUP,
             output_dir=self.cfg.OUTPUT_DIR,
         )
 
@@ -224,9 +226,15 @@ class BNTrainer(DefaultTrainer):
 
     @classmethod
     def build_population_loader(cls, cfg: CfgNode, seed: int):
-        """Training images for a PreciseBN pass; the same ones for each pass of a run."""
+        """Training images for a PreciseBN pass; the same ones for each pass of a run.
+
+        Its batches are as large as in training, or hold TEST.PRECISE_BN.IMAGES_PER_GROUP images of
+        each rank, if those are more.
+        """
         cfg = cfg.clone()
         cfg.defrost()
+        group = cfg.TEST.PRECISE_BN.IMAGES_PER_GROUP * comm.get_world_size()
+        cfg.SOLVER.IMS_PER_BATCH = max(cfg.SOLVER.IMS_PER_BATCH, group)
         cfg.SEED = seed
         cfg.DATALOADER.NUM_WORKERS = 0  # its processes would stay, for each pass
         return cls.build_train_loader(cfg)
