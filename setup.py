@@ -8,6 +8,8 @@ setup(
     description="The normalization batch of BatchNorm in R-CNN heads, for Detectron2",
     license="Apache-2.0",
     python_requires=">=3.10",
+    py_modules=["bn_detect_command"],
+    entry_points={"console_scripts": ["bn-detect = bn_detect_command:main"]},
     packages=find_packages(include=["bn_detect", "bn_detect.*"]),
     package_data={"": ["*", "templates/*"]},
     exclude_package_data={"": ["*.py[co]"]},

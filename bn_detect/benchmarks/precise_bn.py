@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 from tabulate import tabulate
 from torch import Tensor, nn
 
+from ..population.bn_layers import select_bn_layers
 from ..population.moments import Moments, moments
-from ..population.precise_bn import select_bn_layers, update_population_stats
+from ..population.precise_bn import update_population_stats
 from .subjects import detector_batch, generated_images, neon_detector, resnet18
 from .timing import interleaved, ratios, spread
 

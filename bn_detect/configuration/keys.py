@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 
 from detectron2.config import CfgNode as CN
+from detectron2.config import get_cfg
 
 from ..layers import NormalizationBatch
 
@@ -112,6 +113,11 @@ def normalization_batch(cfg: CN) -> NormalizationBatch:
         )
 
 
+def batch_for(cfg: CN, norm: str) -> NormalizationBatch | None:
+    """Return `MODEL.ROI_BN` as an object for a head whose norm is "BN"; None for other norms."""
+    return normalization_batch(cfg) if norm == "BN" else None
+
+
 @contextlib.contextmanager
 def naming_keys() -> Iterator[None]:
     """Let an error of `NormalizationBatch` speak of MODEL.ROI_BN.BATCH where it says batch."""
@@ -126,3 +132,27 @@ def naming_keys() -> Iterator[None]:
 def level_choices(cfg: CN) -> dict[str, str]:
     """`MODEL.LEVEL_BN` as the keyword arguments that `LevelBatchNorm2d` takes."""
     return {key.lower(): value for key, value in cfg.MODEL.LEVEL_BN.items()}
+
+
+def default_config() -> CN:
+    """Return Detectron2's default config with the keys of bn_detect."""
+    cfg = get_cfg()
+    add_bn_detect_config(cfg)
+    return cfg
+
+
+def changed_keys(cfg: CN, section: str, but: tuple[str, ...] = ()) -> list[str]:
+    """Return "KEY value" for the keys of a section that are not at their defaults.
+
+    Args:
+        section: such as "MODEL.ROI_BN".
+        but: keys that begin so are left out.
+    """
+    ours, default = cfg, default_config()
+    for part in section.split("."):
+        ours, default = ours[part], default[part]
+    return [
+        f"{section}.{key} {value}"
+        for key, value in ours.items()
+        if value != default[key] and not key.startswith(but or "-")
+    ]

@@ -1,12 +1,11 @@
 """Find values that no key can have."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 
-from ..data import DatasetSummary
-from .keys import add_bn_detect_config
+from .keys import default_config
 
 LARGEST = 10**5  # of an image's side, in pixels
 _FINITE = (-1e38, 1e38)  # in float32
@@ -63,9 +62,8 @@ def check_values(cfg: CfgNode) -> None:
     Every key: nothing where a value must be, a number that is not finite, a list with entries of
     another kind than the default's. Some keys: a range.
     """
-    default = get_cfg()
-    add_bn_detect_config(default)
-    for key, value in _flat(cfg):
+    default = default_config()
+    for key, value in flat_keys(cfg):
         usual = value_of(default, key)
         if value is None and usual is not None:
             raise ValueError(f"{key} is empty; its default is {usual!r}")
@@ -113,10 +111,11 @@ def _leaves(value: Any) -> Iterator[Any]:
         yield value
 
 
-def _flat(cfg: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat_keys(cfg: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every dotted key of a config, after `prefix`, with its value."""
     for key, value in cfg.items():
         if isinstance(value, CfgNode):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flat_keys(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
 
@@ -126,24 +125,3 @@ def value_of(cfg: CfgNode, key: str) -> Any:
     for part in key.split("."):
         cfg = cfg.get(part) if isinstance(cfg, CfgNode) else None
     return cfg
-
-
-def check_num_classes(cfg: CfgNode, summaries: Mapping[str, DatasetSummary]) -> None:
-    """Raise ValueError where a training set has more classes than the model.
-
-    Args:
-        summaries: of the datasets, by name.
-    """
-    model = cfg.MODEL
-    key = {
-        "GeneralizedRCNN": "MODEL.ROI_HEADS.NUM_CLASSES",
-        "RetinaNet": "MODEL.RETINANET.NUM_CLASSES",
-        "BNRetinaNet": "MODEL.RETINANET.NUM_CLASSES",
-    }.get(model.META_ARCHITECTURE)
-    classes = value_of(cfg, key) if key else None
-    for name in cfg.DATASETS.TRAIN if key else ():
-        summary = summaries.get(name)
-        if summary is not None and summary.categories > classes:
-            raise ValueError(
-                f"{key} is {classes}, but dataset {name!r} has {summary.categories} classes"
-            )

@@ -1,4 +1,4 @@
-"""From a dataset dict to what `BNImageClassifier` takes."""
+"""The mapper of classification data: turn a dataset dict into an input of `BNImageClassifier`."""
 
 from typing import Any
 
@@ -10,16 +10,17 @@ from .mapper import read_image
 
 
 class ClassificationMapper:
-    """Reads an image, crops and flips it.
+    """Read an image, crop it and flip it.
 
     With `INPUT.CROP.ENABLED` a training image is a random part of 8 to 100% of the area at an
-    aspect ratio of 3/4 to 4/3 (Szegedy et al. 2015), resized to `INPUT.CROP.SIZE`; a test image is
-    the centre of that size, when the short edge is `INPUT.MIN_SIZE_TEST`. Else images are as they
-    are. `INPUT.RANDOM_FLIP` "horizontal" flips every second training image.
+    aspect ratio of 3/4 to 4/3 (Szegedy et al. 2015), resized to `INPUT.CROP.SIZE`. A test image is
+    resized to a short edge of `INPUT.MIN_SIZE_TEST`, and its centre of `INPUT.CROP.SIZE` is taken.
+    Without cropping, images stay as they are. `INPUT.RANDOM_FLIP` "horizontal" flips a training
+    image with probability 1/2.
 
     Args:
-        cfg: `INPUT.FORMAT` and the keys above.
-        is_train: else the test image.
+        cfg: a config with `INPUT.FORMAT` and the keys above.
+        is_train: whether to return training images; False returns test images.
     """
 
     def __init__(self, cfg: CfgNode, is_train: bool) -> None:
@@ -36,7 +37,7 @@ class ClassificationMapper:
         self._transform = v2.Compose(steps) if steps else None
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
-        """`dataset_dict` with "image", (C, H, W) uint8."""
+        """Return `dataset_dict` with the key "image", (C, H, W) uint8, added."""
         image = read_image(dataset_dict, self._format)
         tensor = torch.from_numpy(image.transpose(2, 0, 1).copy())
         if self._transform is not None:

@@ -1,6 +1,5 @@
-"""A registered dataset with corrupted images: made as they are read, or kept on disk."""
+"""Register a dataset with corrupted images, which are made as they are read or kept on disk."""
 
-import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +14,7 @@ from .corruptions import SMALLEST, check_corruption
 from .errors import DatasetError
 from .mapper import read_image
 from .metadata import share_metadata
-from .prepared import RECORD, default_root, prepare_folder
+from .prepared import RECORD, default_root, prepare_folder, read_record
 
 RECIPE = 1
 DatasetDicts = list[dict[str, Any]]
@@ -24,16 +23,17 @@ DatasetDicts = list[dict[str, Any]]
 def register_corrupted(name: str, corruption: str, severity: int) -> str:
     """Register dataset NAME_corrupted_TYPE_SEVERITY, and return its name.
 
-    Its dicts and metadata are NAME's. The images are those that `write_corrupted` left on disk, or
-    where it did not, the dicts tell `read_image` and `BNDatasetMapper` to corrupt them: the same
-    pixels.
+    Its dicts and metadata are NAME's. The images are the files of `write_corrupted` where it was
+    called before; otherwise the dicts tell `read_image` and `BNDatasetMapper` to corrupt them. Both
+    ways give the same pixels.
 
     Args:
         name: any registered dataset whose dicts have "file_name".
         corruption, severity: see `corrupt`.
 
     Raises:
-        ValueError: an unknown corruption or severity (when the dataset is read: images too small).
+        ValueError: an unknown corruption or severity. Images that are too small are found when the
+            dataset is read.
     """
     check_corruption(corruption, severity)
     derived = corrupted_name(name, corruption, severity)
@@ -44,10 +44,10 @@ def register_corrupted(name: str, corruption: str, severity: int) -> str:
 
 
 def corrupted_name(name: str, corruption: str, severity: int) -> str:
-    """The name under which that corruption of dataset `name` is registered, and its folder's.
+    """Return the name of a corrupted dataset, which is also the name of its folder.
 
     Raises:
-        ValueError: it cannot be that of a folder.
+        ValueError: a folder cannot have this name.
     """
     return as_folder_name(f"{name}_corrupted_{corruption}_{severity}", "dataset")
 
@@ -55,10 +55,10 @@ def corrupted_name(name: str, corruption: str, severity: int) -> str:
 def write_corrupted(name: str, corruption: str, severity: int, *, force: bool = False) -> bool:
     """Write the corrupted images of a registered dataset into $DETECTRON2_DATASETS, as PNG files.
 
-    The folder has the dataset's derived name. It appears whole or not at all.
+    The folder has the name of the corrupted dataset. It appears whole or not at all.
 
     Args:
-        force: make it anew if it is there.
+        force: replace the folder if it is there.
 
     Returns:
         whether it was made now.
@@ -84,7 +84,7 @@ def write_corrupted(name: str, corruption: str, severity: int, *, force: bool = 
 
     options = {"dataset": name, "corruption": corruption, "severity": severity}
     target = default_root() / corrupted_name(name, corruption, severity)
-    return prepare_folder(target, RECIPE, options, build, force=force)
+    return prepare_folder(target, "corrupted", RECIPE, options, build, force=force)
 
 
 def _load(name: str, corruption: str, severity: int) -> DatasetDicts:
@@ -92,15 +92,14 @@ def _load(name: str, corruption: str, severity: int) -> DatasetDicts:
     dicts = DatasetCatalog.get(name)
     share_metadata(name, derived)
     folder = default_root() / derived
-    record = folder / RECORD
-    if not record.is_file():
+    if not (folder / RECORD).is_file():
         _check_sizes(name, dicts)
         return [{**d, "corruption": (corruption, severity)} for d in dicts]
-    written = json.loads(record.read_text())["images"]
+    written = read_record(folder).get("images")
     if written != len(dicts):
         raise DatasetError(
             f"{folder} holds {written} images, but {name} has {len(dicts)}: make it anew with "
-            f"`python tools/prepare_data.py corrupted --dataset {name} --corruption {corruption} "
+            f"`bn-detect data corrupted --dataset {name} --corruption {corruption} "
             f"--severity {severity} --force`"
         )
     files = _files_within(dicts)
@@ -108,7 +107,7 @@ def _load(name: str, corruption: str, severity: int) -> DatasetDicts:
 
 
 def _files_within(dicts: DatasetDicts) -> list[str]:
-    """Where the corrupted copy of each image lies in its folder: as the original does in its."""
+    """Return the path of each corrupted copy in its folder; it mirrors that of the original."""
     paths = [os.path.abspath(d["file_name"]) for d in dicts]
     common = os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else ""
     within = [os.path.relpath(path, common) for path in paths]

@@ -1,12 +1,13 @@
 """The 15 common corruptions of images (Hendrycks & Dietterich 2019; Michaelis et al. 2019).
 
-They are those of the library `imagecorruptions`, which was written for the NumPy and scikit-image
-of its day. Its code is run in a namespace of its own for each call, in which `import` hands it what
-it expects; nothing outside that namespace is changed, so any thread may do it at any time:
+The functions come from the library `imagecorruptions`, which was written for older versions of
+NumPy and scikit-image. Each call runs its code in a new namespace, in which `import` returns what
+the library expects. Nothing outside that namespace changes, so any thread may call it at any time.
+The namespace supplies:
 
-- `numpy` with `float_`, which NumPy 2 dropped, and with `random` seeded for this one call;
-- `skimage.filters.gaussian` with `multichannel`, which is now `channel_axis`;
-- `skimage.util.random_noise` with a seed, for scikit-image draws it elsewhere;
+- `numpy` with `float_`, which NumPy 2 removed, and with a `random` that is seeded for this call;
+- `skimage.filters.gaussian` with `multichannel`, which is now called `channel_axis`;
+- `skimage.util.random_noise` with a seed, because scikit-image uses a generator of its own;
 - `scipy.ndimage.interpolation`, deprecated, and `pkg_resources`, which new setuptools lack.
 """
 
@@ -43,16 +44,17 @@ SMALLEST = 32  # px: the library's own rule
 
 
 def corrupt(image: np.ndarray, corruption: str, severity: int, *, seed: int) -> np.ndarray:
-    """A corrupted copy of an image, a function of the arguments alone.
+    """Return a corrupted copy of an image, which depends on the arguments alone.
 
     Args:
         image: (H, W, 3) uint8, RGB; at least 32 pixels high and wide.
         corruption: one of `CORRUPTIONS`. "glass_blur" takes seconds for an image, others far less.
         severity: 1 to 5.
-        seed: at least 0; of what is random in the corruption. NumPy's global generator is not used.
+        seed: seed of the random part of the corruption, at least 0. NumPy's global generator is not
+            used.
 
     Returns:
-        like `image`.
+        an image of the same shape and type.
 
     Raises:
         ValueError: an unknown corruption or severity, an image of another form, or the library is
@@ -71,7 +73,7 @@ def corrupt(image: np.ndarray, corruption: str, severity: int, *, seed: int) -> 
 
 
 def check_corruption(corruption: str, severity: int) -> None:
-    """Raise ValueError for what `corrupt` cannot do, whatever the image."""
+    """Raise ValueError for an unknown corruption or severity, or if the library is missing."""
     if corruption not in CORRUPTIONS:
         raise ValueError(
             f"corruption is {corruption!r}; it must be one of {', '.join(CORRUPTIONS)}"
@@ -82,7 +84,7 @@ def check_corruption(corruption: str, severity: int) -> None:
 
 
 def _library(seed: int) -> dict[str, Any]:
-    """The library's functions by name, their random numbers seeded."""
+    """Return the library's functions by name, with their random numbers seeded."""
     namespace: dict[str, Any] = {"__name__": "imagecorruptions.corruptions"}
     namespace["__builtins__"] = {**vars(builtins), "__import__": _importer(seed)}
     exec(_library_code(), namespace)
@@ -96,7 +98,7 @@ def _library_code() -> CodeType:
 
 
 def _library_folder() -> Path:
-    spec = importlib.util.find_spec("imagecorruptions")  # which does not run it
+    spec = importlib.util.find_spec("imagecorruptions")  # find_spec does not run the library
     if spec is None or spec.origin is None:
         raise ValueError(
             "corrupted images need the library imagecorruptions: "
@@ -106,7 +108,7 @@ def _library_folder() -> Path:
 
 
 def _importer(seed: int):
-    """What `import` does in the library."""
+    """Return the function that `import` calls in the library's code."""
     import skimage.color
     import skimage.filters
     import skimage.util
@@ -135,7 +137,7 @@ def _importer(seed: int):
 
 
 class _Numpy(SimpleNamespace):
-    """numpy, with some names of its own."""
+    """Stand in for the module numpy, with some names replaced."""
 
     def __getattr__(self, name: str):
         return getattr(np, name)

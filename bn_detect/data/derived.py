@@ -1,6 +1,7 @@
-"""Datasets that are made from registered ones, by their names.
+"""Datasets that become known when their name is asked for.
 
-NAME@N: N images of NAME. NAME_corrupted_TYPE_SEVERITY: its images, corrupted as they are read.
+NAME@N is N images of NAME. NAME_corrupted_TYPE_SEVERITY has NAME's images, corrupted as they are
+read. NAME_train and NAME_val may be the splits of a dataset that an earlier process prepared.
 """
 
 import re
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 from detectron2.data import DatasetCatalog
 
 from .corrupted import register_corrupted
+from .datasets.registry import register_prepared
 from .subset import register_subset
 
 CORRUPTED = re.compile(r"(.+)_corrupted_([a-z_]+)_(\d+)")
@@ -16,13 +18,13 @@ SUBSET = re.compile(r"(.+)@(.*)")
 
 
 def register_derived(names: Sequence[str]) -> None:
-    """Register every name of these forms, and of both, such as NAME_corrupted_fog_3@100.
+    """Register each name of these forms, also combined, such as NAME_corrupted_fog_3@100.
 
     Other names and those already registered are left alone.
 
     Raises:
-        ValueError: an unknown corruption or severity, a corruption of a corrupted dataset, or a
-            number of images that is none.
+        ValueError: an unknown corruption or severity, a corruption of a corrupted dataset, a number
+            of images that is no positive integer, or a faulty record of a prepared dataset.
     """
     for name in names:
         if name in DatasetCatalog:
@@ -37,3 +39,5 @@ def register_derived(names: Sequence[str]) -> None:
             whole, number = match.groups()
             register_derived([whole])
             register_subset(whole, number)
+        else:
+            register_prepared(name)

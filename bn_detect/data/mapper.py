@@ -1,7 +1,8 @@
-"""Reading images, of which some datasets are corrupted as they are read.
+"""Read images, and corrupt those of corrupted datasets as they are read.
 
-A dataset dict says so by `"corruption": (name, severity)`. What is random in the corruption depends
-on the image file's name, the corruption and the severity: it is the same at each reading.
+A dataset dict asks for it by `"corruption": (name, severity)`. The random part of the corruption is
+seeded by the image file's name, the corruption and the severity, so each reading gives the same
+pixels.
 """
 
 import copy
@@ -19,7 +20,7 @@ from .corruptions import corrupt
 
 
 class BNDatasetMapper(DatasetMapper):
-    """Detectron2's `DatasetMapper`, which corrupts the images of corrupted datasets first."""
+    """Detectron2's `DatasetMapper` with one more first step: corrupt where the dict asks for it."""
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         if "corruption" not in dataset_dict:
@@ -31,27 +32,27 @@ class BNDatasetMapper(DatasetMapper):
 
 
 def read_image(dataset_dict: dict[str, Any], format: str) -> np.ndarray:
-    """The image of a dataset dict, corrupted where the dict says so.
+    """Return the image of a dataset dict, corrupted where the dict asks for it.
 
     Args:
-        dataset_dict: with "file_name" and perhaps "corruption".
-        format: "RGB", "BGR" or "L"; without a corruption any of Detectron2's.
+        dataset_dict: has "file_name" and may have "corruption".
+        format: "RGB", "BGR" or "L". Without a corruption, any format of Detectron2.
 
     Returns:
-        (H, W, 3) uint8, (H, W, 1) for "L", turned upright where the file's EXIF says how.
+        (H, W, 3) uint8, or (H, W, 1) for "L", turned upright where the file's EXIF data say how.
 
     Raises:
-        ValueError: see `corrupt`; or another format.
+        ValueError: see `corrupt`; or an unknown format.
     """
     return corrupted(utils.read_image(dataset_dict["file_name"], format), dataset_dict, format)
 
 
 def corrupted(image: np.ndarray, dataset_dict: dict[str, Any], format: str) -> np.ndarray:
-    """The image as `dataset_dict` wants it; arguments and errors as in `read_image`."""
+    """Return `image`, corrupted where `dataset_dict` asks for it; errors as in `read_image`."""
     if "corruption" not in dataset_dict:
         return image
     corruption, severity = dataset_dict["corruption"]
-    parts = Path(dataset_dict["file_name"]).parts[-2:]  # wherever the dataset lies
+    parts = Path(dataset_dict["file_name"]).parts[-2:]  # the same wherever the dataset lies
     seed = zlib.crc32("/".join([*parts, corruption, str(severity)]).encode())
     if format == "RGB":
         return corrupt(image, corruption, severity, seed=seed)

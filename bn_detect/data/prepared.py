@@ -1,4 +1,4 @@
-"""Datasets that are made once, whole or not at all."""
+"""Folders of datasets that are made once, whole or not at all, with a record of how."""
 
 import json
 import os
@@ -15,12 +15,13 @@ RECORD = "prepared.json"
 
 
 def default_root() -> Path:
-    """$DETECTRON2_DATASETS, or ./datasets: where Detectron2 looks for datasets."""
+    """Return $DETECTRON2_DATASETS, or ./datasets: where Detectron2 looks for datasets."""
     return Path(os.getenv("DETECTRON2_DATASETS", "datasets")).expanduser()
 
 
 def prepare_folder(
     target: Path,
+    kind: str,
     recipe: int,
     options: dict[str, Any],
     build: Callable[[Path], dict[str, Any]],
@@ -33,19 +34,20 @@ def prepare_folder(
     killed leaves nothing half made. Of several runs at once, one prepares and the others wait.
 
     Args:
-        recipe: raised when the same options give other files than before.
-        options: JSON; kept in the folder's prepared.json.
-        build: fills the folder it is given; returns what else the record shall hold.
+        kind: kept in the record, which says by it how the dataset is registered.
+        recipe: a number that is raised when the same options give other files than before.
+        options: values that JSON can hold; kept in the record.
+        build: fills the folder it is given and returns further entries of the record.
         force: rebuild what was prepared before, whatever its options.
 
     Returns:
-        whether it was made now; False: it was there, with the same options.
+        whether it was made now. False means that it was there, with the same options.
 
     Raises:
         DatasetError: it is there with other options, or the place is taken by something else.
         OSError: it cannot be written, say for lack of space; what was there before is intact.
     """
-    wanted = {"recipe": recipe, "options": options}
+    wanted = {"kind": kind, "recipe": recipe, "options": options}
     target.parent.mkdir(parents=True, exist_ok=True)
     with folder_lock(target.with_name(f".{target.name}.lock")):
         if target.exists() and _is_prepared(target, wanted, force):
@@ -57,16 +59,15 @@ def prepare_folder(
 
 
 def _is_prepared(target: Path, wanted: dict[str, Any], force: bool) -> bool:
-    """Whether `target` is what is wanted; raises where it must not be replaced."""
-    record = target / RECORD
-    if not record.is_file():
+    """Return whether `target` is what is wanted; raise where it must not be replaced."""
+    if not (target / RECORD).is_file():
         raise DatasetError(
-            f"{target} was not made by prepare_data.py (it has no {RECORD}): "
+            f"{target} was not made by `bn-detect data` (it has no {RECORD}): "
             f"move it away or choose another --root"
         )
     if force:
         return False
-    found = json.loads(record.read_text())
+    found = read_record(target)
     if any(found.get(key) != value for key, value in wanted.items()):
         raise DatasetError(
             f"{target} was prepared with {_spell(found)}, not with {_spell(wanted)}: "
@@ -75,14 +76,31 @@ def _is_prepared(target: Path, wanted: dict[str, Any], force: bool) -> bool:
     return True
 
 
+def read_record(folder: Path) -> dict[str, Any]:
+    """Return the record of a prepared folder.
+
+    Raises:
+        DatasetError: it is no JSON object with options, or cannot be read.
+    """
+    try:
+        record = json.loads((folder / RECORD).read_text())
+        record["options"].items()
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise DatasetError(
+            f"{folder / RECORD} is not the record of a prepared dataset ({error}): "
+            "prepare it anew with --force"
+        ) from error
+    return record
+
+
 def _spell(record: dict[str, Any]) -> str:
-    options = ", ".join(f"{key}={value}" for key, value in record.get("options", {}).items())
-    return f"{options} (recipe {record.get('recipe')})"
+    options = ", ".join(f"{key}={value}" for key, value in record["options"].items())
+    return f"{options} ({record.get('kind')}, recipe {record.get('recipe')})"
 
 
 @contextmanager
 def _replacing(target: Path) -> Iterator[Path]:
-    """A new folder that takes the place of `target` when the block ends without an error."""
+    """Give a new folder that takes the place of `target` if the block ends without an error."""
     building, old = (target.with_name(f".{target.name}.{what}") for what in ("building", "old"))
     for leftover in (building, old):
         shutil.rmtree(leftover, ignore_errors=True)

@@ -1,43 +1,43 @@
-"""Make a prepared dataset known to Detectron2 by name."""
+"""Make the datasets of a folder known to Detectron2 by name."""
 
 from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
-from .prepared import default_root
+SPLITS = ("train", "val")
 
 
-def register_prepared(
-    name: str,
-    splits: tuple[str, ...],
-    root: str | Path | None = None,
-    *,
-    replace: bool = True,
-    **metadata,
-) -> None:
-    """Register `name`_train, ...; nothing is read before they are used.
+def register_boxes(
+    name: str, folder: Path, *, replace: bool = True, **metadata: object
+) -> list[str]:
+    """Register NAME_train and NAME_val: `folder`/SPLIT and `folder`/annotations/NAME_SPLIT.json.
 
-    Registering the same place again does nothing; another place replaces the one before.
+    Nothing is read before they are used. Registering the same place again does nothing; another
+    place replaces the one before.
 
     Args:
-        root: the folder that holds (or will hold) `name`/; default: $DETECTRON2_DATASETS, or
-            ./datasets.
-        replace: False: leave what has one of these names already, whoever registered it.
+        replace: False leaves what has one of these names already, whoever registered it.
+        metadata: for Detectron2's MetadataCatalog.
+
+    Returns:
+        the names that were registered now.
     """
-    folder = (Path(root) if root is not None else default_root()) / name
-    for split in splits:
+    made = []
+    for split in SPLITS:
         dataset = f"{name}_{split}"
         json_file = str(folder / "annotations" / f"{dataset}.json")
         if make_way(dataset, "json_file", json_file, replace=replace):
             register_coco_instances(dataset, metadata, json_file, str(folder / split))
+            made.append(dataset)
+    return made
 
 
 def make_way(dataset: str, key: str, place: str, *, replace: bool) -> bool:
-    """Whether `dataset` is to be registered now; its old registration is then removed.
+    """Remove the old registration of `dataset` where a new one is wanted; return whether it is.
 
-    It is where it is not registered, or under `replace` for another place than `place`, which its
-    metadata hold as `key`.
+    A new one is wanted if there is none, or if `replace` is set and the old one is of another place
+    than `place`, which its metadata hold as `key`.
     """
     if dataset not in DatasetCatalog:
         return True

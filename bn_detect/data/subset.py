@@ -1,4 +1,4 @@
-"""A part of a registered dataset, under a name of its own: NAME@N."""
+"""Register a part of a registered dataset under the name NAME@N."""
 
 from detectron2.data import DatasetCatalog
 
@@ -14,7 +14,8 @@ def register_subset(whole: str, number: str) -> None:
     To evaluate on a part of a training set: DATASETS.TEST "('coco_2017_train@5000',)".
 
     Raises:
-        ValueError: N is not a positive number (when the dataset is read: or exceeds NAME's images).
+        ValueError: N is not a positive number. An N above the number of NAME's images is found when
+            the dataset is read.
     """
     name = f"{whole}@{number}"
     if not number.isdigit() or int(number) < 1:
@@ -24,8 +25,8 @@ def register_subset(whole: str, number: str) -> None:
 
 
 def _evenly(whole: str, name: str, number: int) -> list[dict]:
-    every = DatasetCatalog.get(whole)
+    dicts = DatasetCatalog.get(whole)
     share_metadata(whole, name, without=OF_ALL_IMAGES)
-    if number > len(every):
-        raise ValueError(f"dataset {name!r}: {whole} has {len(every)} images only")
-    return [every[i * len(every) // number] for i in range(number)]
+    if number > len(dicts):
+        raise ValueError(f"dataset {name!r}: {whole} has {len(dicts)} images only")
+    return [dicts[i * len(dicts) // number] for i in range(number)]

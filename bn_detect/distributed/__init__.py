@@ -1,4 +1,4 @@
-"""Collectives and RoI shuffling; knows nothing of Detectron2."""
+"""Collectives, and RoI shuffling by moving features. Needs torch alone."""
 
 from .roi_shuffle import ShufflePlan, shuffle_rois, unshuffle_rois
 

@@ -1,7 +1,7 @@
-"""The few collectives the package uses, each wrapped once.
+"""The collectives of the package, each wrapped once.
 
-Every function works without a process group (then the process is a world of its own), on gloo with
-CPU tensors and on NCCL with CUDA tensors. Every rank of the group must call them, in the same
+Every function works without a process group (the process then counts as the only rank), on gloo
+with CPU tensors and on NCCL with CUDA tensors. Every rank of the group must call them, in the same
 order, also when it has no RoIs.
 """
 
@@ -13,19 +13,19 @@ from torch import Tensor
 
 
 def default_group() -> dist.ProcessGroup | None:
-    """The group of all ranks, or None where there is only this process."""
+    """Return the group of all ranks, or None where there is only this process."""
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         return dist.group.WORLD
     return None
 
 
 def world_size(process_group: dist.ProcessGroup | None) -> int:
-    """Ranks in the group; 1 for None."""
+    """Return the number of ranks in the group; 1 for None."""
     return 1 if process_group is None else dist.get_world_size(process_group)
 
 
 def rank(process_group: dist.ProcessGroup | None) -> int:
-    """This process's rank in the group; 0 for None."""
+    """Return this process's rank in the group; 0 for None."""
     return 0 if process_group is None else dist.get_rank(process_group)
 
 
@@ -39,16 +39,17 @@ def all_reduce_sum(tensor: Tensor, process_group: dist.ProcessGroup | None) -> T
 def all_gather_int(
     value: int, device: torch.device, process_group: dist.ProcessGroup | None
 ) -> list[int]:
-    """Every rank's `value`, in the order of the ranks.
+    """Return the `value` of every rank, in the order of the ranks.
 
     Args:
-        device: where the backend wants its tensors (a CUDA device for NCCL).
+        device: of the tensors that the backend takes (a CUDA device for NCCL).
     """
     if process_group is None:
         return [value]
-    every = torch.zeros(world_size(process_group), dtype=torch.int64, device=device)
-    every[rank(process_group)] = value
-    return all_reduce_sum(every, process_group).tolist()
+    values = torch.zeros(world_size(process_group), dtype=torch.int64, device=device)
+    values[rank(process_group)] = value
+    gathered: list[int] = all_reduce_sum(values, process_group).tolist()
+    return gathered
 
 
 def all_to_all_rows(

@@ -1,4 +1,4 @@
-"""Process groups of consecutive ranks, say those of one node."""
+"""Process groups of consecutive ranks, such as those of one node."""
 
 import weakref
 from datetime import timedelta
@@ -7,27 +7,29 @@ import torch.distributed as dist
 
 from .collectives import default_group, world_size
 
-# By the world they belong to: another world, after this one is destroyed, has groups of its own.
-_neighbours: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+# World -> size -> this rank's group. A world that is made after this one was destroyed has groups
+# of its own.
+_groups: weakref.WeakKeyDictionary[dist.ProcessGroup, dict[int, dist.ProcessGroup]]
+_groups = weakref.WeakKeyDictionary()
 
 
 def neighbours(ranks: int, timeout: timedelta | None = None) -> dist.ProcessGroup | None:
-    """This rank's group when all ranks are cut into runs of `ranks` consecutive ones.
+    """Return this rank's group when all ranks are cut into runs of `ranks` consecutive ones.
 
-    Groups are made once per process and world; then this is a look-up. Making them is a collective
-    over all ranks: each must come here first with the same sizes in the same order.
+    The first call with a size makes the groups, a collective over all ranks: each rank must call
+    with the same sizes in the same order. Later calls only look up.
 
     Args:
-        ranks: a divisor of the number of ranks; all of them give the group of all ranks.
-        timeout: of the groups' collectives, if they are made now; default: the backend's.
+        ranks: size of a group, a divisor of the number of ranks.
+        timeout: of the collectives of groups made in this call; None: the backend's.
 
     Returns:
-        The group; None where there is only this process.
+        The group, or None where there is only this process.
     """
     world = default_group()
-    if ranks == world_size(world):
+    if world is None or ranks == world_size(world):
         return world
-    made = _neighbours.setdefault(world, {})
-    if ranks not in made:
-        made[ranks], _ = dist.new_subgroups(ranks, timeout=timeout)
-    return made[ranks]
+    of_world = _groups.setdefault(world, {})
+    if ranks not in of_world:
+        of_world[ranks], _ = dist.new_subgroups(ranks, timeout=timeout)
+    return of_world[ranks]

@@ -1,12 +1,13 @@
 """RoI shuffling by moving features (Wu & Johnson 2021, Section 6.2).
 
 `shuffle_rois` draws one random permutation of the RoIs of all workers and deals them out in
-consecutive parts of (almost) equal size. `unshuffle_rois` brings rows back to where they came from.
-Each is one `all_to_all_single` and one local reordering, so a worker sends its own rows and
-receives its new ones: no rank ever holds more than its share.
+consecutive shares of almost equal size. `unshuffle_rois` returns rows to where they came from.
+Each is one `all_to_all_single` and one local reordering: a worker sends its own rows and receives
+its new ones, and no rank ever holds more than its share.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,20 +17,20 @@ from .collectives import all_gather_int, all_to_all_rows, default_group, rank, w
 
 
 def balanced_shares(total: int, parts: int) -> list[int]:
-    """Sizes of `parts` consecutive shares of `total`, which differ by one at most."""
+    """Return the sizes of `parts` consecutive shares of `total`, which differ by one at most."""
     return [(i + 1) * total // parts - i * total // parts for i in range(parts)]
 
 
 def balanced_owner(total: int, parts: int) -> Tensor:
-    """(total,) int64: which of the `parts` consecutive balanced shares each position lies in."""
+    """Return (total,) int64: which of `parts` consecutive balanced shares each position is in."""
     return torch.repeat_interleave(
         torch.arange(parts), torch.tensor(balanced_shares(total, parts), dtype=torch.int64)
     )
 
 
 def shuffled_owner(total: int, parts: int, generator: torch.Generator) -> Tensor:
-    """(total,) int64: the part that each RoI is dealt to, by the draw of `plan_shuffle`."""
-    # Position p of the shuffled order holds RoI permutation[p], which so goes to p's owner.
+    """Return (total,) int64: the part that each RoI is dealt to, drawn as `plan_shuffle` does."""
+    # Position p of the shuffled order holds RoI permutation[p], which thus goes to p's owner.
     permutation = torch.randperm(total, generator=generator)
     owner = torch.empty_like(permutation)
     owner[permutation] = balanced_owner(total, parts)
@@ -38,7 +39,7 @@ def shuffled_owner(total: int, parts: int, generator: torch.Generator) -> Tensor
 
 @dataclass(frozen=True)
 class ShufflePlan:
-    """Where the rows of one shuffle went.
+    """The route of every row in one shuffle.
 
     Attributes:
         permutation: (R,) int64 on the CPU, R over all workers: position p of the shuffled order
@@ -47,7 +48,9 @@ class ShufflePlan:
         send, receive: rows this rank sends to and receives from each rank.
         send_order: (sum(send),) this rank's own rows, in the order they are sent.
         positions: (sum(receive),) int64 on the CPU, the position in the shuffled order of each row
-            received. Rows stay as they arrive, worker by worker: within a batch order is nothing.
+            received. Rows stay in the order of arrival, worker by worker; BatchNorm does not see
+            the order.
+        process_group: the workers; None: this process alone.
     """
 
     permutation: Tensor
@@ -64,7 +67,7 @@ def plan_shuffle(
     device: torch.device,
     process_group: dist.ProcessGroup | None,
 ) -> ShufflePlan:
-    """The plan for `counts[w]` RoIs on worker w; every rank computes its own view of it."""
+    """Return this rank's plan for a shuffle of `counts[w]` RoIs on each worker w."""
     workers, me = world_size(process_group), rank(process_group)
     total = sum(counts)
     permutation = torch.randperm(total, generator=generator)
@@ -92,12 +95,13 @@ def plan_shuffle(
 def shuffle_rois(
     x: Tensor, generator: torch.Generator, process_group: dist.ProcessGroup | None = None
 ) -> tuple[Tensor, ShufflePlan]:
-    """Deal the RoIs of all workers out at random, in shares equal to within one RoI.
+    """Deal out the RoIs of all workers at random, in shares that differ by one RoI at most.
 
     Args:
         x: (R, ...) this worker's rows; R may differ between workers and be 0.
         generator: CPU generator in the same state on every rank.
-        process_group: default: all ranks; without any, a permutation of this process's rows.
+        process_group: the workers; None: all ranks. Where there is only this process, its rows are
+            permuted.
 
     Returns:
         This worker's share of the shuffled rows, in the order of `plan.positions`, differentiable
@@ -106,7 +110,7 @@ def shuffle_rois(
     process_group = process_group or default_group()
     counts = all_gather_int(x.shape[0], x.device, process_group)
     plan = plan_shuffle(counts, generator, x.device, process_group)
-    return _Exchange.apply(x, plan, False), plan
+    return _exchange(x, plan, inverse=False), plan
 
 
 def unshuffle_rois(y: Tensor, plan: ShufflePlan) -> Tensor:
@@ -126,14 +130,19 @@ def unshuffle_rois(y: Tensor, plan: ShufflePlan) -> Tensor:
             f"unshuffle_rois: got {y.shape[0]} rows, but the plan gave this worker "
             f"{len(plan.positions)}"
         )
-    return _Exchange.apply(y, plan, True)
+    return _exchange(y, plan, inverse=True)
+
+
+def _exchange(x: Tensor, plan: ShufflePlan, *, inverse: bool) -> Tensor:
+    moved: Tensor = _Exchange.apply(x, plan, inverse)
+    return moved
 
 
 class _Exchange(torch.autograd.Function):
-    """Apply the plan, or its inverse; the backward is the other one. Twice differentiable."""
+    """Apply a plan or its inverse; the backward applies the other one. Twice differentiable."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, plan: ShufflePlan, inverse: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, plan: ShufflePlan, inverse: bool) -> Tensor:
         ctx.plan, ctx.inverse = plan, inverse
         # index_select copies whole rows, which indexing does not.
         if inverse:
@@ -143,5 +152,5 @@ class _Exchange(torch.autograd.Function):
         return all_to_all_rows(rows, plan.send, plan.receive, plan.process_group)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
-        return _Exchange.apply(grad, ctx.plan, not ctx.inverse), None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return _exchange(grad, ctx.plan, inverse=not ctx.inverse), None, None

@@ -2,10 +2,8 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 from tabulate import tabulate
@@ -14,8 +12,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..data import CLASSIFICATION
 from ..layers import RoIBatchNorm2d
-from ..layers.watching import WatchesRoIs
+from ..layers.statistics import use_statistics
 from ..population.precise_bn import update_population_stats
+from ..population.undisturbed import kept_buffers
 from .trainer import BNTrainer
 
 EVAL_STATS = ("population", "minibatch", "precise")
@@ -44,7 +43,7 @@ def evaluate_under(cfg: CfgNode, model: nn.Module, statistics: Sequence[str]) ->
             if kind == "precise":
                 stack.enter_context(with_precise_statistics(cfg, model))
             test_stats = "minibatch" if kind == "minibatch" else "population"
-            stack.enter_context(with_test_statistics(model, test_stats))
+            stack.enter_context(use_statistics(model, test_stats))
             every[kind] = _evaluate(_under(cfg, test_stats), model, kind)
     return every
 
@@ -88,39 +87,11 @@ def _evaluate(cfg: CfgNode, model: nn.Module, kind: str) -> Results:
 
 
 @contextlib.contextmanager
-def with_test_statistics(model: nn.Module, kind: str) -> Iterator[None]:
-    """Let the RoI BN layers normalize with "population" or "minibatch" statistics at inference."""
-    layouts = {m.layout for m in model.modules() if isinstance(m, RoIBatchNorm2d)}
-    before = {layout: layout.settings for layout in layouts}
-    try:
-        for layout in layouts:
-            layout.settings = replace(layout.settings, test_stats=kind)
-        _watch_again(model)
-        yield
-    finally:
-        for layout, settings in before.items():
-            layout.settings = settings
-        _watch_again(model)
-
-
-@contextlib.contextmanager
 def with_precise_statistics(cfg: CfgNode, model: nn.Module) -> Iterator[None]:
     """The statistics of a PreciseBN pass as `TEST.PRECISE_BN` says, and then the old ones again."""
     with kept_buffers(model):
         precise_bn(cfg, model)
         yield
-
-
-@contextlib.contextmanager
-def kept_buffers(model: nn.Module) -> Iterator[None]:
-    """Whatever becomes of the buffers within, they are as before at the end."""
-    before = {buffer: buffer.clone() for buffer in model.buffers()}
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, value in before.items():
-                buffer.copy_(value)
 
 
 def precise_bn(cfg: CfgNode, model: nn.Module) -> None:
@@ -135,12 +106,6 @@ def precise_bn(cfg: CfgNode, model: nn.Module) -> None:
     )
     if comm.is_main_process():
         print(report)
-
-
-def _watch_again(model: nn.Module) -> None:
-    for module in model.modules():
-        if isinstance(module, WatchesRoIs):
-            module.watch(module.training)
 
 
 def evaluation_table(every: dict[str, Results]) -> str:

@@ -8,11 +8,12 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..layers import RoIBatchNorm2d, set_iteration
+from ..layers import set_iteration
 from ..population.averaging import average_running_statistics
-from ..population.precise_bn import check_pass, select_bn_layers, unwrapped, update_population_stats
+from ..population.bn_layers import select_bn_layers, unwrapped
+from ..population.freezing import freezable_layers, freeze_batchnorm, is_frozen
+from ..population.precise_bn import check_pass, update_population_stats
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +106,7 @@ class PreciseBN(HookBase):
 
     def run(self) -> None:
         """One pass over the layers that are not frozen."""
-        names = [name for name, layer in self._layers.items() if layer.training]
+        names = [name for name, layer in self._layers.items() if not is_frozen(layer)]
         if not names:
             return
         report = update_population_stats(
@@ -126,8 +127,8 @@ class FreezeBN(HookBase):
     """From an iteration on, normalize with population statistics in training too.
 
     Weight and bias of the layers still train (Wu & Johnson 2021, Section 4.2: FrozenBN). The
-    statistics are those of the moment: averaged over the ranks, or of a PreciseBN pass. A run that
-    is resumed after it stays frozen, with the statistics of its checkpoint.
+    statistics are averaged over the ranks, or come from a PreciseBN pass, at that iteration. A run
+    that is resumed after it stays frozen, with the statistics of its checkpoint.
 
     Args:
         model: wrapped or not.
@@ -136,8 +137,7 @@ class FreezeBN(HookBase):
         precise_bn: runs a pass of it first.
 
     Raises:
-        ValueError: `modules` that match no BN layer, or one that uses no population statistics at
-            inference (`test_stats` "minibatch").
+        ValueError: see `freeze_batchnorm`.
     """
 
     def __init__(
@@ -148,28 +148,21 @@ class FreezeBN(HookBase):
         modules: Sequence[str] | None = None,
         precise_bn: PreciseBN | None = None,
     ) -> None:
+        freezable_layers(model, modules)  # a mistake ends the run before it trains
+        self._model, self._modules = model, modules
         self._iteration, self._precise_bn = iteration, precise_bn
-        layers = select_bn_layers(unwrapped(model), modules)
-        for name, layer in layers.items():
-            is_roi_bn = isinstance(layer, RoIBatchNorm2d)
-            if is_roi_bn and layer.layout.settings.test_stats == "minibatch":
-                raise ValueError(
-                    f"FreezeBN: {name} has test_stats 'minibatch', so that it would normalize with "
-                    "mini-batch statistics when frozen too; give its layout test_stats "
-                    "'population', or leave it out of modules"
-                )
-        self._layers: list[_BatchNorm] = list(layers.values())
+        self._frozen = False
 
     def before_step(self) -> None:
-        if self.trainer.iter < self._iteration:
+        if self._frozen or self.trainer.iter < self._iteration:
             return
         if self.trainer.iter == self._iteration:
             average_running_statistics(self.trainer.model)
             if self._precise_bn is not None:
                 self._precise_bn.run()
-            logger.info("BN statistics of %d layers are frozen from here on", len(self._layers))
-        for layer in self._layers:  # every step: an evaluation puts the model into training mode
-            layer.eval()
+        names = freeze_batchnorm(self._model, self._modules)
+        self._frozen = True
+        logger.info("BN statistics of %d layers are frozen from here on", len(names))
 
 
 def _is_due(trainer, *periods: int) -> bool:

@@ -14,16 +14,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import (
-    DatasetFromList,
-    build_detection_train_loader,
-    get_detection_dataset_dicts,
-)
+from detectron2.data import DatasetFromList, build_detection_train_loader
 from detectron2.data.build import trivial_batch_collator
 from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
+from ..data.proposals import dataset_dicts
 from .same_class_sampler import SameClassSampler
 
 Sample = tuple[int, int]  # position in this rank's stream of samples, index in the dataset
@@ -145,21 +142,21 @@ def build_resumable_train_loader(cfg: CfgNode, mapper: Callable):
         "RepeatFactorTrainingSampler", Detectron2's own loader.
     """
     name = cfg.DATALOADER.SAMPLER_TRAIN
-    if name not in ("TrainingSampler", "RepeatFactorTrainingSampler"):
-        return build_detection_train_loader(cfg, mapper=mapper)
     keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0
-    dataset_dicts = get_detection_dataset_dicts(
+    dicts = dataset_dicts(
         cfg.DATASETS.TRAIN,
+        cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else (),
         filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
         min_keypoints=keypoints,
-        proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
     )
+    if name not in ("TrainingSampler", "RepeatFactorTrainingSampler"):
+        return build_detection_train_loader(cfg, mapper=mapper, dataset=dicts)
     batch_size = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
     if cfg.DATALOADER.CLASSES_PER_WORKER_BATCH:
 
         def indices(seed: int) -> Iterable[int]:
             return SameClassSampler(
-                [d["label"] for d in dataset_dicts],
+                [d["label"] for d in dicts],
                 cfg.DATALOADER.CLASSES_PER_WORKER_BATCH,
                 batch_size // cfg.MODEL.ROI_BN.VIRTUAL_WORKERS,
                 seed=seed,
@@ -170,21 +167,21 @@ def build_resumable_train_loader(cfg: CfgNode, mapper: Callable):
     elif name == "TrainingSampler":
 
         def indices(seed: int) -> Iterable[int]:
-            return TrainingSampler(len(dataset_dicts), seed=seed)
+            return TrainingSampler(len(dicts), seed=seed)
     else:
         repeat_factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
-            dataset_dicts, cfg.DATALOADER.REPEAT_THRESHOLD, sqrt=cfg.DATALOADER.REPEAT_SQRT
+            dicts, cfg.DATALOADER.REPEAT_THRESHOLD, sqrt=cfg.DATALOADER.REPEAT_SQRT
         )
 
         def indices(seed: int) -> Iterable[int]:
             return RepeatFactorTrainingSampler(repeat_factors, seed=seed)
 
     return ResumableTrainLoader(
-        dataset_dicts,
+        dicts,
         mapper,
         indices,
         batch_size,
-        aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING and "width" in dataset_dicts[0],
+        aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING and "width" in dicts[0],
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         seed=max(cfg.SEED, 0),
     )

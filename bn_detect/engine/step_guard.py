@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..distributed.collectives import all_gather_int, default_group
 from ..population.averaging import average_running_statistics, statistics_are_finite
-from ..population.precise_bn import unwrapped
+from ..population.bn_layers import unwrapped
 from ..runtime.signals import Interrupted, Request, requests
 
 _NO_LAYER = 1  # codes of a rank, beside 0: all is well; from 2 on: the layer of this place

@@ -7,10 +7,12 @@ from .level_batch_norm import LevelBatchNorm2d, fill_levels
 from .normalization_batch import NormalizationBatch
 from .roi_batch_norm import RoIBatchNorm2d
 from .roi_layout import RoILayout
+from .statistics import STATISTICS, use_statistics
 
 __all__ = [
-    "LevelBatchNorm2d",
+    "STATISTICS",
     "ImageLayout",
+    "LevelBatchNorm2d",
     "NormalizationBatch",
     "RoIBatchNorm2d",
     "RoILayout",
@@ -20,4 +22,5 @@ __all__ = [
     "grouped_batch_norm",
     "set_iteration",
     "use_layout",
+    "use_statistics",
 ]

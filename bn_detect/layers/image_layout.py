@@ -1,10 +1,15 @@
 """BatchNorm over whole images: each image of a batch is what a RoI is in a RoI head."""
 
+from dataclasses import replace
+
+import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .batches import RoIFacts
 from .convert import use_layout
+from .forward_clock import Forward
 from .normalization_batch import NormalizationBatch
 from .roi_layout import RoILayout
 
@@ -15,8 +20,9 @@ class ImageLayout(RoILayout):
     Nothing needs to be recorded: a layer's input says how many images there are.
     """
 
-    def _images(self, num_rois: int) -> tuple[int, ...]:
-        return (1,) * num_rois
+    def _facts(self, num_rois: int, device: torch.device, forward: Forward) -> RoIFacts:
+        facts = super()._facts(num_rois, device, forward)
+        return replace(facts, recorded=(1,) * num_rois)
 
 
 def convert_batchnorm(

@@ -1,6 +1,10 @@
-"""Population statistics of BatchNorm: PreciseBN, and moving averages equal on all ranks."""
+"""Population statistics of BatchNorm: PreciseBN, freezing, and averages over the ranks.
+
+Needs torch alone; models of Detectron2 are understood where it is installed.
+"""
 
 from .averaging import average_running_statistics, statistics_are_finite
+from .freezing import freeze_batchnorm
 from .precise_bn import update_population_stats
 from .report import LayerReport, PopulationReport
 
@@ -8,6 +12,7 @@ __all__ = [
     "LayerReport",
     "PopulationReport",
     "average_running_statistics",
+    "freeze_batchnorm",
     "statistics_are_finite",
     "update_population_stats",
 ]

@@ -1,12 +1,13 @@
-"""Moving averages that are the same on every rank."""
+"""Moving averages that are equal on all ranks, as evaluation and checkpoints need them."""
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..distributed.collectives import all_reduce_sum, default_group
-from ..layers.roi_batch_norm import RoIBatchNorm2d
+from ..layers import RoIBatchNorm2d
+from .bn_layers import running_statistics
 
 
 @torch.no_grad()
@@ -15,10 +16,11 @@ def average_running_statistics(
 ) -> None:
     """Replace the moving averages of every BN layer of `model` by their mean over the ranks.
 
-    Ranks count by their layer's `ema_weight` where it has one (a rank that had no RoIs for a while
-    counts less), equally otherwise; one whose statistics are not finite does not count. One
-    all-reduce for the whole model; a collective. Call it before the model is evaluated or saved, on
-    every rank, and at the same iterations in a run that is to be repeated bit for bit.
+    A collective, with one all-reduce for the whole model. Call it on every rank before the model is
+    evaluated or saved; a run that is to be repeated bit for bit calls it at the same iterations.
+
+    Ranks have equal weight, except in layers with an `ema_weight`: there a rank that had no RoIs
+    for some steps counts less. Statistics that are not finite do not count.
     """
     process_group = process_group or default_group()
     layers = [
@@ -26,29 +28,30 @@ def average_running_statistics(
     ]
     if not layers:
         return
-    packed = []
+    packed = []  # of each layer: its weight, weight x mean, weight x variance
     for layer in layers:
-        mean, var = layer.running_mean.double().flatten(), layer.running_var.double().flatten()
+        mean, var = (buffer.double().flatten() for buffer in running_statistics(layer))
         finite = mean.isfinite().all() & var.isfinite().all()
         weight = torch.where(finite, _weight(layer), 0.0)
         packed += [weight, *(weight * torch.where(finite, t, 0.0) for t in (mean, var))]
     sums = all_reduce_sum(torch.cat(packed), process_group)
     for layer in layers:
-        width = layer.running_mean.numel()
+        running_mean, running_var = running_statistics(layer)
+        width = running_mean.numel()
         weight, mean, var = sums[: 2 * width + 1].split([1, width, width])
         sums = sums[2 * width + 1 :]
         if weight > 0:
-            layer.running_mean.copy_((mean / weight).view_as(layer.running_mean))
-            layer.running_var.copy_((var / weight).view_as(layer.running_var))
+            running_mean.copy_((mean / weight).view_as(running_mean))
+            running_var.copy_((var / weight).view_as(running_var))
         if isinstance(layer, RoIBatchNorm2d):
             layer.ema_weight.fill_(1)
 
 
 def statistics_are_finite(layer: _BatchNorm) -> bool:
-    """Whether what the layer took last from a training batch was finite.
+    """Return whether the statistics that the layer took from its last training batch are finite.
 
-    Layers of this package say so themselves, for they do not let it into their buffers; of others
-    the buffers show it.
+    The layers of this package do not let other values into their buffers, and tell by their
+    attribute `last_finite`. Other layers are judged by their buffers.
     """
     last = getattr(layer, "last_finite", None)
     if last is not None:
@@ -57,7 +60,7 @@ def statistics_are_finite(layer: _BatchNorm) -> bool:
     return all(bool(b.isfinite().all()) for b in buffers if b is not None)
 
 
-def _weight(layer: _BatchNorm) -> torch.Tensor:
+def _weight(layer: _BatchNorm) -> Tensor:
     if isinstance(layer, RoIBatchNorm2d):
         return layer.ema_weight.double().reshape(1)
-    return torch.ones(1, dtype=torch.float64, device=layer.running_mean.device)
+    return torch.ones(1, dtype=torch.float64, device=running_statistics(layer)[0].device)

@@ -1,4 +1,4 @@
-"""Moments of many batches, pooled (Chan, Golub & LeVeque 1983)."""
+"""Exact moments of many batches, pooled by the formula of Chan, Golub & LeVeque (1983)."""
 
 import torch
 import torch.distributed as dist
@@ -11,10 +11,12 @@ _CHUNK = {"cpu": 1 << 18, "cuda": 1 << 23}
 
 
 class Moments:
-    """Count, mean and M2 (the sum of squares about the mean) per channel, all float64.
+    """Moments per channel of a set of values.
 
     Attributes:
-        count: values per channel. mean, m2: (channels,).
+        count: values per channel.
+        mean: (channels,) float64.
+        m2: (channels,) float64, the sum of squared distances from the mean.
     """
 
     def __init__(self, channels: int, device: torch.device) -> None:
@@ -23,7 +25,7 @@ class Moments:
         self.m2 = torch.zeros_like(self.mean)
 
     def merge(self, count: int, mean: Tensor, m2: Tensor) -> None:
-        """Pool with the values that have these moments."""
+        """Add the values that have these moments."""
         if not count:
             return
         total = self.count + count
@@ -34,32 +36,31 @@ class Moments:
 
 
 class BatchedMoments:
-    """Moments over all batches, and how much of M2 is within batches.
+    """Moments over all batches, and the part of M2 that lies within batches.
 
     Attributes:
-        total: over all finished batches.
+        total: moments over all finished batches.
         within: (channels,) the sum of the M2 of the batches.
-        batches: finished ones that had values.
+        batches: how many finished batches had values.
     """
 
     def __init__(self, channels: int, device: torch.device) -> None:
-        self.total, self.within = (
-            Moments(channels, device),
-            torch.zeros(channels, dtype=torch.float64, device=device),
-        )
+        self.total = Moments(channels, device)
+        self.within = torch.zeros(channels, dtype=torch.float64, device=device)
         self.batches = 0
         self._batch = Moments(channels, device)
 
     def add(self, x: Tensor) -> None:
-        """Pool the values of one call in the batch at hand; x (N, C, ...), N may be 0."""
+        """Add the values of one call to the current batch; x (N, C, ...), N may be 0."""
         if x.numel():
             self.add_moments(x.numel() // x.shape[1], *moments(x))
 
     def add_moments(self, count: int, mean: Tensor, m2: Tensor) -> None:
-        """Pool values with these moments in the batch at hand."""
+        """Add values with these moments to the current batch."""
         self._batch.merge(count, mean, m2)
 
     def end_batch(self) -> None:
+        """Finish the current batch; the next values belong to another one."""
         batch = self._batch
         if batch.count:
             self.total.merge(batch.count, batch.mean, batch.m2)
@@ -68,8 +69,10 @@ class BatchedMoments:
             self._batch = Moments(len(batch.mean), batch.mean.device)
 
     def standard_error(self) -> Tensor:
-        """(channels,) of the mean, in standard deviations, from how far the batches' means are
-        apart: right also where the values of a batch are correlated. NaN for fewer than 2 batches.
+        """Return the standard error of the mean, (channels,) in standard deviations.
+
+        It is estimated from the spread of the batches' means, and so is right also where the values
+        of a batch are correlated. NaN for fewer than 2 batches.
         """
         if self.batches < 2:
             return torch.full_like(self.within, torch.nan)
@@ -78,10 +81,10 @@ class BatchedMoments:
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and M2 of each channel, (C,) float64 each; x (N, C, ...) float, not empty.
+    """Return mean and M2 of each channel, (C,) float64 each; x (N, C, ...) float, not empty.
 
-    In float32 at least, about a mean that is itself corrected for its rounding: exact to about 1e-7
-    of the variance, however large the mean is against it.
+    Computed in float32 or better, about a mean that is itself corrected for its rounding: exact to
+    about 1e-7 of the variance, however large the mean is against it.
     """
     samples, channels = x.shape[:2]
     accurate = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -106,33 +109,35 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     return center, m2.sum(0) + size * (mean - center).square().sum(0)
 
 
-def pool_over_ranks(found: list[BatchedMoments], process_group: dist.ProcessGroup | None) -> None:
-    """Make every rank hold the moments of all ranks, the same to the bit. One collective."""
-    if process_group is None or not found:
+def pool_over_ranks(
+    populations: list[BatchedMoments], process_group: dist.ProcessGroup | None
+) -> None:
+    """Replace the moments by those of all ranks, the same to the bit on each. One collective."""
+    if process_group is None or not populations:
         return
-    packed = torch.cat([_packed(each) for each in found])
+    packed = torch.cat([_pack(each) for each in populations])
     # Gathered, not summed: a sum would have to carry E[x^2], which loses what Chan's formula keeps.
     rows = packed.new_zeros(world_size(process_group), len(packed))
     rows[rank(process_group)] = packed
     all_reduce_sum(rows, process_group)
-    for each, parts in zip(
-        found, rows.split([2 + 3 * len(f.within) for f in found], dim=1), strict=True
-    ):
-        _unpack(each, parts)
+    parts = rows.split([2 + 3 * len(each.within) for each in populations], dim=1)
+    for each, of_ranks in zip(populations, parts, strict=True):
+        _unpack(each, of_ranks)
 
 
-def _packed(found: BatchedMoments) -> Tensor:
-    """(2 + 3C,) float64"""
-    counts = found.within.new_tensor([found.total.count, found.batches])
-    return torch.cat([counts, found.total.mean, found.total.m2, found.within])
+def _pack(population: BatchedMoments) -> Tensor:
+    """Return the moments as one tensor, (2 + 3C,) float64."""
+    total, within = population.total, population.within
+    counts = within.new_tensor([total.count, population.batches])
+    return torch.cat([counts, total.mean, total.m2, within])
 
 
-def _unpack(found: BatchedMoments, ranks: Tensor) -> None:
-    """Set `found` to the pooled moments of all ranks, (ranks, 2 + 3C)."""
-    channels = len(found.within)
-    counts, mean, m2, within = ranks.split([2, channels, channels, channels], dim=1)
-    found.total = Moments(channels, ranks.device)
+def _unpack(population: BatchedMoments, of_ranks: Tensor) -> None:
+    """Set `population` to the pooled moments of all ranks, packed as (ranks, 2 + 3C)."""
+    channels = len(population.within)
+    counts, mean, m2, within = of_ranks.split([2, channels, channels, channels], dim=1)
+    population.total = Moments(channels, of_ranks.device)
     for (count, _), *moments_of_rank in zip(counts.tolist(), mean, m2, strict=True):
-        found.total.merge(round(count), *moments_of_rank)
-    found.batches = round(counts[:, 1].sum().item())
-    found.within = within.sum(0)
+        population.total.merge(round(count), *moments_of_rank)
+    population.batches = round(counts[:, 1].sum().item())
+    population.within = within.sum(0)

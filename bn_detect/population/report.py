@@ -1,23 +1,26 @@
-"""What a PreciseBN pass found."""
+"""The report of a PreciseBN pass: old and new statistics of each layer, and their precision."""
 
 from dataclasses import dataclass
 
 from tabulate import tabulate
 from torch import Tensor
 
+HEADERS = ("layer", "values", "mean shift (sigma)", "log var ratio", "std. error (sigma)")
+
 
 @dataclass(frozen=True)
 class LayerReport:
-    """What a pass found for one layer; tensors are (C,) float64 on the CPU, over all ranks.
+    """Statistics of one layer before and after a pass, over all ranks.
 
     Attributes:
-        name: of the layer in the model; with ".levelD" where it keeps a population per level.
-        samples: values per channel (RoIs or images x positions) that were pooled; a layer that was
-            not reached has 0 or 1 and keeps its statistics.
-        standard_error: of `new_mean`, in standard deviations of the population, from how much the
-            means of single batches differ; NaN after a single batch. 0.01: with other batches, an
-            activation would typically move by 1% of its spread.
-        finite: whether what was found is; a layer where it is not keeps its statistics.
+        name: of the layer in the model, with ".levelD" where it keeps a population per level.
+        samples: values per channel (RoIs or images x positions) that were pooled; with 0 or 1 the
+            layer counts as not reached and keeps its statistics.
+        old_mean, old_var, new_mean, new_var: (C,) float64 on the CPU.
+        standard_error: (C,) of `new_mean`, in standard deviations of the population, estimated from
+            the spread of the means of single batches; NaN after a single batch. 0.01 says that
+            other batches would typically move an activation by 1% of its spread.
+        finite: whether the pooled statistics are; a layer where they are not keeps its own.
     """
 
     name: str
@@ -35,13 +38,20 @@ class LayerReport:
 
     @property
     def mean_shift(self) -> Tensor:
-        """(C,) (new - old mean), in standard deviations of the new statistics."""
+        """(C,) new minus old mean, in standard deviations of the new statistics."""
         return (self.new_mean - self.old_mean) / self.new_var.clamp(min=1e-12).sqrt()
 
     @property
     def log_var_ratio(self) -> Tensor:
         """(C,) log(new / old variance)."""
         return (self.new_var.clamp(min=1e-12) / self.old_var.clamp(min=1e-12)).log()
+
+    def row(self) -> list[object]:
+        """Return the layer's row of the table: root mean squares over the channels."""
+        if not self.updated:
+            return [self.name, "not reached" if self.finite else "not finite", None, None, None]
+        columns = (self.mean_shift, self.log_var_ratio, self.standard_error)
+        return [self.name, self.samples, *(c.square().mean().sqrt().item() for c in columns)]
 
 
 @dataclass(frozen=True)
@@ -53,35 +63,14 @@ class PopulationReport:
 
     @property
     def not_reached(self) -> list[str]:
-        """Names of the layers that no value reached; their statistics are as before."""
+        """Names of the layers that got no values and keep their statistics."""
         return [layer.name for layer in self.layers if layer.samples <= 1]
 
     @property
     def not_finite(self) -> list[str]:
-        """Names of the layers that saw values that are not finite; they keep their statistics."""
+        """Names of the layers that got values that are not finite and keep their statistics."""
         return [layer.name for layer in self.layers if not layer.finite]
 
     def __str__(self) -> str:
-        rows = [
-            [
-                layer.name,
-                layer.samples,
-                layer.mean_shift.square().mean().sqrt().item(),
-                layer.log_var_ratio.square().mean().sqrt().item(),
-                layer.standard_error.square().mean().sqrt().item(),
-            ]
-            if layer.updated
-            else [layer.name, "not reached" if layer.finite else "not finite", None, None, None]
-            for layer in self.layers
-        ]
-        return tabulate(
-            rows,
-            headers=[
-                "layer",
-                "values",
-                "mean shift (sigma)",
-                "log var ratio",
-                "std. error (sigma)",
-            ],
-            floatfmt=".3f",
-        )
+        rows = [layer.row() for layer in self.layers]
+        return str(tabulate(rows, headers=HEADERS, floatfmt=".3f"))

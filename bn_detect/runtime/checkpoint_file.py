@@ -1,6 +1,7 @@
-"""Reading checkpoint files that others made, or that a disk has spoiled."""
+"""Read checkpoint files that others made, or that a disk has spoiled: no code of theirs runs."""
 
 import argparse
+import mmap
 import pickle
 import zipfile
 import zlib
@@ -9,20 +10,14 @@ from typing import IO, Any
 
 import torch
 
-ADVICE = "if you trust where it comes from, say --trust-checkpoint"
+from .array_pickle import Refused, read_arrays
+from .errors import CheckpointError
 
-# All that pickles of Detectron2's model zoo name: arrays, in plain containers.
-_HARMLESS = {
-    "_codecs": ("encode",),
-    "builtins": ("bytearray", "complex", "frozenset", "set"),
-    "collections": ("OrderedDict",),
-    "numpy": ("dtype", "ndarray"),
-}
-_ARRAYS = ("_frombuffer", "_reconstruct", "scalar")  # of numpy's own modules, whatever their name
+ADVICE = "if you trust where it comes from, say --trust-checkpoint"
 
 
 def add_trust_option(parser: argparse.ArgumentParser) -> None:
-    """`--trust-checkpoint`, for commands that load checkpoints."""
+    """Add `--trust-checkpoint`, for commands that load checkpoints."""
     parser.add_argument(
         "--trust-checkpoint",
         action="store_true",
@@ -31,30 +26,26 @@ def add_trust_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-class CheckpointError(ValueError):
-    """A checkpoint that is damaged, of another model, or might execute code; names the file."""
+def read_checkpoint(path: str | Path, *, trust: bool = False, trust_by: str = ADVICE) -> Any:
+    """Return what a checkpoint file holds, on the CPU.
 
-
-def read_checkpoint(path: str | Path, *, trust: bool = False) -> Any:
-    """What a checkpoint file holds, on the CPU.
-
-    Files of torch.save are read with `weights_only`, pickles (.pkl) as far as they hold arrays and
-    plain containers: neither can execute code. The checksums in a file are verified, which torch
-    does not do.
+    Files of torch.save are read with `weights_only`, pickles (.pkl) by `read_arrays`: neither can
+    execute code. The checksums in a file are verified, which torch does not do.
 
     Args:
-        trust: read it whatever it executes.
+        trust: read the file whatever it executes.
+        trust_by: what a refusal says on that.
 
     Raises:
-        CheckpointError: it is damaged, of another kind, or might execute code.
-        OSError: it cannot be opened.
+        CheckpointError: the file is damaged, of another kind, or might execute code.
+        OSError: the file cannot be opened.
     """
     path = Path(path)
     with open(path, "rb") as file:
-        return _read(file, path, trust)
+        return _read(file, path, trust, trust_by)
 
 
-def _read(file: IO[bytes], path: Path, trust: bool) -> Any:
+def _read(file: IO[bytes], path: Path, trust: bool, advice: str) -> Any:
     try:
         if path.suffix == ".pkl":
             return _read_pickle(file, trust)
@@ -62,37 +53,29 @@ def _read(file: IO[bytes], path: Path, trust: bool) -> Any:
         return torch.load(file, map_location="cpu", weights_only=not trust)
     except MemoryError:
         raise
-    except _Refused as error:
-        raise CheckpointError(f"{path} is refused: {error}; {ADVICE}") from error
-    except Exception as error:  # whatever a file of another kind makes the readers raise
-        what = str(error).partition("GLOBAL ")[2].split(" ")[0]
-        if isinstance(error, pickle.UnpicklingError) and what:
-            message = f"{path} is refused: it may execute code ({what}); {ADVICE}"
+    except Refused as error:
+        raise CheckpointError(f"{path} is refused: {error}; {advice}") from error
+    except Exception as error:  # a file of another kind makes the readers raise nearly anything
+        unpickling = isinstance(error, pickle.UnpicklingError)
+        name = str(error).partition("GLOBAL ")[2].split(" ")[0]
+        if unpickling and name:
+            message = f"{path} is refused: it may execute code ({name}); {advice}"
             raise CheckpointError(message) from error
-        said = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if isinstance(error, pickle.UnpicklingError):  # torch's text is on its own options
-            said = "it cannot be unpickled"
-        raise CheckpointError(f"{path} is damaged or no checkpoint: {said:.200}") from error
-
-
-class _Refused(Exception):
-    pass
-
-
-class _ArraysOnly(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        numpys = module.split(".")[0] == "numpy" and name in _ARRAYS
-        if numpys or name in _HARMLESS.get(module, ()):
-            return super().find_class(module, name)
-        raise _Refused(f"it may execute code ({module}.{name})")
+        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if unpickling:  # torch's text speaks of its own options
+            text = "it cannot be unpickled"
+        raise CheckpointError(f"{path} is damaged or no checkpoint: {text:.200}") from error
 
 
 def _read_pickle(file: IO[bytes], trust: bool) -> Any:
-    return (pickle.Unpickler if trust else _ArraysOnly)(file, encoding="latin1").load()
+    if trust:
+        return pickle.load(file, encoding="latin1")
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return read_arrays(content)
 
 
 def _verify(file: IO[bytes]) -> None:
-    """The CRC-32 of everything in a zip, as torch.save writes it; older files have none."""
+    """Check the CRC-32 of everything in a zip, as torch.save writes it; older files have none."""
     if not zipfile.is_zipfile(file):
         file.seek(0)
         return

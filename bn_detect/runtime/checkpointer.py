@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there, and that are read with care."""
+"""The checkpointer of the trainer: files that are whole or not there, and are read with care."""
 
 import os
 import zlib
@@ -12,19 +12,21 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..distributed.collectives import all_gather_int, default_group
 from ..layers import fill_levels
-from .checkpoint_file import CheckpointError, read_checkpoint
+from .checkpoint_file import read_checkpoint
+from .errors import CheckpointError
 from .files import write_atomically
 
 
 class AtomicCheckpointer(DetectionCheckpointer):
-    """`DetectionCheckpointer` whose files appear whole, and `last_checkpoint` after them.
+    """`DetectionCheckpointer` that writes whole files, `last_checkpoint` last, and reads files with
+    care.
 
     Args:
-        trust: load files that may execute code too.
-        whole: raise where Detectron2 warns, for a checkpoint that lacks a part of the model or has
-            it in another shape: with a part at its initial values it is another model. A run is
-            resumed with a checkpoint of exactly its model only.
-        Others as in the parent.
+        trust: load files that may execute code, too.
+        whole: raise where Detectron2 warns: when a checkpoint lacks a part of the model, or has it
+            in another shape, that part would stay at its initial values. A run is resumed from a
+            checkpoint of exactly its model only, whatever `whole` is.
+        kwargs: see the parent.
     """
 
     def __init__(
@@ -73,12 +75,12 @@ class AtomicCheckpointer(DetectionCheckpointer):
             )
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
-        """As in the parent; a collective where it resumes.
+        """Resume as the parent does; a collective where it resumes.
 
         Raises:
-            CheckpointError: see `read_checkpoint`; the run to be resumed is one of another model;
-                or ranks see different latest checkpoints, or only some see one: they would begin at
-                different iterations, and wait for one another.
+            CheckpointError: see `read_checkpoint`; the run to be resumed has another model; or the
+                ranks see different latest checkpoints, so that they would start at different
+                iterations and wait for one another.
         """
         if not resume:
             return super().resume_or_load(path, resume=False)
@@ -103,7 +105,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
             self._resumes = False
 
     def _one_before(self, latest: str) -> str:
-        """What to say of the newest other checkpoint of the run that can be read."""
+        """Return what to say of the run's newest other checkpoint that can be read."""
         others = sorted(Path(self.save_dir).glob("model_*.pth"), key=lambda p: p.stat().st_mtime)
         for path in reversed(others):
             if path.name == latest:
@@ -119,12 +121,18 @@ class AtomicCheckpointer(DetectionCheckpointer):
         return ". There is no other one that can be read"
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        # The parent reads .pkl files by pickle itself; what it makes of them, it makes of these.
-        if not filename.endswith(".pkl"):
+        # The parent reads .pkl and .pyth files itself, whatever they execute. What it makes of
+        # their content, this makes of it.
+        suffix = Path(filename).suffix
+        if suffix not in (".pkl", ".pyth"):
             return super()._load_file(filename)
-        data = read_checkpoint(filename, trust=self.trust)
-        if not isinstance(data, dict):
-            raise CheckpointError(f"{filename} holds a {type(data).__name__}, not a model's state")
+        data = self._torch_load(filename)
+        if suffix == ".pyth":  # of pycls
+            if not isinstance(data.get("model_state"), dict):
+                raise CheckpointError(f"{filename} holds no 'model_state', as files of pycls do")
+            state = data["model_state"].items()
+            state = {k: v for k, v in state if not k.endswith("num_batches_tracked")}
+            return {"model": state, "__author__": "pycls", "matching_heuristics": True}
         if "model" in data and "__author__" in data:
             return data
         data = data.get("blobs", data)
@@ -139,19 +147,19 @@ class AtomicCheckpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         fill_levels(self.model, checkpoint["model"])  # shared statistics fit one per level too
-        found = super()._load_model(checkpoint)
+        misfits = super()._load_model(checkpoint)
         if not (self._whole or self._resumes):
-            return found
-        missing = [k for k in found.missing_keys if not k.endswith("num_batches_tracked")]
-        missing += [key for key, *_ in found.incorrect_shapes]
-        more = found.unexpected_keys if self._resumes else []
+            return misfits
+        missing = [k for k in misfits.missing_keys if not k.endswith("num_batches_tracked")]
+        missing += [key for key, *_ in misfits.incorrect_shapes]
+        more = misfits.unexpected_keys if self._resumes else []
         for what, keys in (("lacks, or has in another shape,", missing), ("has also", more)):
             if keys:
                 raise CheckpointError(
                     f"the checkpoint does not fit the config; it {what} {', '.join(keys[:3])}"
                     f"{' and others' if len(keys) > 3 else ''}"
                 )
-        return found
+        return misfits
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         write_atomically(

@@ -1,4 +1,4 @@
-"""Start one process per worker, or join those that torchrun started."""
+"""Start one process per worker, or join those that torchrun started; say which one died."""
 
 import contextlib
 import os
@@ -8,6 +8,7 @@ import socket
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from multiprocessing.connection import wait
@@ -17,46 +18,63 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from detectron2.engine.launch import _distributed_worker
 from detectron2.utils import comm
 
-from .checkpoint_file import CheckpointError
+from .errors import CheckpointError, WorkerDied
 from .signals import Interrupted, Request, interruption, requests
 
 GRACE = 5.0  # seconds in which the others may end by themselves, after one of them ended
-FORCED = 20.0  # ... and in which they may end after SIGTERM
+FORCED = 20.0  # seconds in which they may end after SIGTERM
 FILE_ERRORS = (CheckpointError, OSError)
 REFUSED = 2  # exit code of a worker that has said what is wrong
 
-
-class WorkerDied(RuntimeError):
-    """A worker ended by a signal or an error; the others were stopped.
-
-    Attributes:
-        traceback: of the error; "" where it was a signal.
-    """
-
-    def __init__(self, message: str, traceback: str = "") -> None:
-        super().__init__(message)
-        self.traceback = traceback
+_OF_WORKERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+_OF_TORCHRUN = (*_OF_WORKERS, "MASTER_ADDR", "MASTER_PORT")
 
 
 def launched_by_torchrun() -> bool:
-    """Whether torchrun (or a launcher that sets its variables) started this process."""
-    return {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR"} <= os.environ.keys()
-
-
-def expected_world_size(num_gpus: int, num_machines: int) -> int:
-    """Workers over all machines, known before they start.
+    """Return whether torchrun (or a launcher that sets its variables) started this process.
 
     Raises:
-        ValueError: a number below 1, except under torchrun, which has its own.
+        ValueError: some of its variables are missing or no numbers; names them.
+    """
+    given = [name for name in _OF_WORKERS if name in os.environ]
+    if not given:
+        return False
+    missing = [name for name in _OF_TORCHRUN if name not in os.environ]
+    if missing:
+        raise ValueError(
+            f"the environment holds {', '.join(given)}, which torchrun sets, but not "
+            f"{', '.join(missing)}; start with torchrun, or unset {' '.join(given)}"
+        )
+    values = [os.environ[name] for name in _OF_WORKERS]
+    numbers = [int(value) if value.isdecimal() else -1 for value in values]
+    if not (0 <= numbers[0] < numbers[1] and 0 <= numbers[2] < numbers[3] <= numbers[1]):
+        pairs = " ".join(f"{n}={v}" for n, v in zip(_OF_WORKERS, values, strict=True))
+        raise ValueError(f"the environment holds {pairs}, which torchrun never sets; unset them")
+    return True
+
+
+def expected_world_size(num_gpus: int, num_machines: int = 1, machine_rank: int = 0) -> int:
+    """Return the number of workers over all machines, before they start.
+
+    Raises:
+        ValueError: a number that cannot be, or see `launched_by_torchrun`, whose numbers count.
     """
     if launched_by_torchrun():
         return int(os.environ["WORLD_SIZE"])
     for option, number in (("--num-gpus", num_gpus), ("--num-machines", num_machines)):
         if number < 1:
             raise ValueError(f"{option} is {number}; it must be at least 1")
+    if not 0 <= machine_rank < num_machines:
+        raise ValueError(
+            f"--machine-rank is {machine_rank}; it must be from 0 to {num_machines - 1}, below "
+            f"--num-machines {num_machines}"
+        )
+    if torch.cuda.is_available() and num_gpus > torch.cuda.device_count():
+        raise ValueError(
+            f"--num-gpus is {num_gpus}, but this machine has {torch.cuda.device_count()} GPUs"
+        )
     return num_gpus * num_machines
 
 
@@ -66,13 +84,14 @@ def launch(
     *,
     num_machines: int = 1,
     machine_rank: int = 0,
-    dist_url: str = "auto",
+    dist_url: str = "",
     timeout: timedelta,
     args: tuple = (),
 ) -> None:
-    """Run `main(*args)` in every worker: in processes of our own, or as torchrun's child.
+    """Run `main(*args)` in every worker: in this process, in processes of our own, or as torchrun's
+    child.
 
-    Workers of one machine find each other through a file, and talk over the loopback interface
+    Workers of one machine find each other through a file and talk over the loopback interface
     (gloo; NCCL by its own choice), so nothing of them can be reached from outside.
 
     Args:
@@ -88,39 +107,79 @@ def launch(
             and the exit code is `REFUSED`. A worker that is alone raises one of `FILE_ERRORS`.
     """
     if launched_by_torchrun():
-        _join_torchrun(timeout)
-        try:
-            _said(main, args)
-        finally:
-            dist.destroy_process_group()
+        local = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+        _in_group(main, args, *local, timeout)
         return
     world_size = num_gpus * num_machines
     if world_size == 1:
-        main(*args)
+        _alone(main, args)
         return
     with contextlib.ExitStack() as stack:
         if num_machines == 1:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="bn_detect-"))
-            dist_url = f"file://{folder}/store"
+            dist_url = str(Path(folder, "store"))
             _stay_on_loopback()
-        common = (_said, world_size, num_gpus, machine_rank, dist_url, (main, args), timeout)
-        workers = mp.start_processes(_distributed_worker, common, num_gpus, join=False)
+        first = machine_rank * num_gpus
+        common = (main, args, first, num_gpus, world_size, dist_url, timeout)
+        workers = mp.start_processes(_worker, common, num_gpus, join=False)
         request = stack.enter_context(requests(then=lambda request: _pass_on(workers, request)))
-        _watch(workers, machine_rank * num_gpus, world_size, request)
+        _watch(workers, first, world_size, request)
 
 
-def _said(main: Callable[..., Any], args: tuple) -> None:
-    """Run `main`; where a file is what fails it, one line says so in place of a traceback."""
+def _alone(main: Callable[..., Any], args: tuple) -> None:
+    try:
+        main(*args)
+    except FILE_ERRORS:
+        raise
+    except Exception as error:
+        how = "".join(traceback.format_exception_only(error)).strip()
+        raise WorkerDied(f"the run died ({how})", traceback.format_exc().rstrip()) from error
+
+
+def _worker(
+    local_rank: int,
+    main: Callable[..., Any],
+    args: tuple,
+    first: int,
+    local_size: int,
+    world_size: int,
+    dist_url: str,
+    timeout: timedelta,
+) -> None:
+    """Run a worker that meets the others at an address, or in a file."""
+    group: dict[str, Any] = {"rank": first + local_rank, "world_size": world_size}
+    if "://" in dist_url:
+        group["init_method"] = dist_url
+    else:  # not as file://, which would take # and ? in it for something else
+        group["store"] = dist.FileStore(dist_url, world_size)
+    _in_group(main, args, local_rank, local_size, timeout, **group)
+
+
+def _in_group(
+    main: Callable[..., Any],
+    args: tuple,
+    local_rank: int,
+    local_size: int,
+    timeout: timedelta,
+    **group: Any,
+) -> None:
+    """Join the process group and run `main`; one line stands for a traceback about a file."""
+    on_cuda = torch.cuda.is_available()
+    if on_cuda:
+        torch.cuda.set_device(local_rank)
+    dist.init_process_group("nccl" if on_cuda else "gloo", timeout=timeout, **group)
+    comm.create_local_process_group(local_size)
+    comm.synchronize()
     try:
         main(*args)
     except FILE_ERRORS as error:
-        who = f"worker {comm.get_rank()}: " if comm.get_world_size() > 1 else ""
-        print(f"error: {who}{error}", file=sys.stderr, flush=True)
+        print(f"error: worker {comm.get_rank()}: {error}", file=sys.stderr, flush=True)
         sys.exit(REFUSED)
+    dist.destroy_process_group()
 
 
 def _stay_on_loopback() -> None:
-    """Else gloo listens on the address that the host's name resolves to."""
+    """Keep gloo from the address that the host's name resolves to."""
     if "lo" in (name for _, name in socket.if_nameindex()):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
 
@@ -144,24 +203,30 @@ def _watch(workers: mp.ProcessContext, first_rank: int, world_size: int, request
         raise Interrupted(request.number)
     if not failed:
         return
-    index = _cause(failed)
+    # The first that was killed: those that waited for it fail too (NCCL's by SIGABRT), and may be
+    # noticed before it.
+    killed = [index for index, code in failed.items() if code < 0 and code != -signal.SIGABRT]
+    index = (killed or list(failed))[0]
     code = failed[index]
     if code == REFUSED:
         sys.exit(REFUSED)
     if (interrupted := interruption(code)) is not None:
         raise interrupted
-    traceback = _traceback(workers.error_files[index])
-    how = signal.Signals(-code).name if code < 0 else traceback.rpartition("\n")[2] or code
+    file = Path(workers.error_files[index])
+    text = pickle.loads(file.read_bytes()).rstrip() if file.exists() else ""  # of our own worker
+    how = signal.Signals(-code).name if code < 0 else text.rpartition("\n")[2] or code
     message = f"worker {first_rank + index} of {world_size} died ({how})"
     if silent:
         names = ", ".join(str(first_rank + i) for i in silent)
         message += f"; worker {names} did not answer, and was ended by force"
-    raise WorkerDied(message, traceback)
+    raise WorkerDied(message, text)
 
 
 def _failed(processes: list) -> dict[int, int]:
-    """Exit codes, not 0, of those that failed first or within `GRACE` of it, in their order."""
-    running, failed = dict(enumerate(processes)), {}
+    """Return the exit codes, not 0, of those that failed first or within `GRACE` of it, in their
+    order."""
+    running: dict[int, Any] = dict(enumerate(processes))
+    failed: dict[int, int] = {}
     deadline = None
     while running and (deadline is None or time.monotonic() < deadline):
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
@@ -175,13 +240,6 @@ def _failed(processes: list) -> dict[int, int]:
     return failed
 
 
-def _cause(failed: dict[int, int]) -> int:
-    """The first that was killed. Those that waited for it fail too (NCCL's by SIGABRT), and may be
-    noticed before it."""
-    killed = [index for index, code in failed.items() if code < 0 and code != -signal.SIGABRT]
-    return (killed or list(failed))[0]
-
-
 def _end(processes: list) -> None:
     for stop in (lambda process: process.terminate(), lambda process: process.kill()):
         running = [process for process in processes if process.is_alive()]
@@ -192,22 +250,9 @@ def _end(processes: list) -> None:
             process.join(max(0.0, deadline - time.monotonic()))
 
 
-def _traceback(file: str) -> str:
-    """What an exception left; "" where there was none."""
-    path = Path(file)
-    return pickle.loads(path.read_bytes()).rstrip() if path.exists() else ""  # our own worker's
-
-
 def share_cores() -> None:
     """Give each worker of this machine its part of the cores, unless OMP_NUM_THREADS is set."""
     if "OMP_NUM_THREADS" not in os.environ:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        affinity = getattr(os, "sched_getaffinity", None)
+        cores = len(affinity(0)) if affinity else os.cpu_count() or 1
         torch.set_num_threads(max(1, cores // comm.get_local_size()))
-
-
-def _join_torchrun(timeout: timedelta) -> None:
-    on_cuda = torch.cuda.is_available()
-    if on_cuda:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if on_cuda else "gloo", timeout=timeout)
-    comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))

@@ -1,31 +1,38 @@
-"""Signals that ask a run to end: SIGTERM, as schedulers send it, and SIGINT, that is Ctrl-C."""
+"""Signals that ask a run to end: SIGTERM (schedulers), SIGINT (Ctrl-C) and SIGHUP (a closed
+terminal)."""
 
 import contextlib
 import signal
 import threading
 from collections.abc import Callable, Iterator
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Interrupted(SystemExit):
-    """The run ended because it was asked to; `code`, the exit code, is 128 + the signal."""
+    """The run ended because a signal asked it to.
+
+    Attributes:
+        name: the signal's name, such as "SIGTERM".
+        exit_code: 128 + the signal's number.
+    """
 
     def __init__(self, number: int) -> None:
-        super().__init__(128 + number)
+        self.exit_code = 128 + number
+        super().__init__(self.exit_code)
         self.name = signal.Signals(number).name
 
 
 def interruption(exit_code: int | None) -> Interrupted | None:
-    """What a worker's exit code says, if that is an interruption."""
+    """Return the interruption that a worker's exit code stands for, or None."""
     return next((Interrupted(number) for number in SIGNALS if exit_code == 128 + number), None)
 
 
 class Request:
-    """What asked this process to end.
+    """The signals that asked this process to end.
 
     Attributes:
-        number: of the first signal; 0: there was none.
+        number: the first signal, or 0 where none came.
         times: how many signals came.
     """
 
@@ -35,10 +42,13 @@ class Request:
 
 @contextlib.contextmanager
 def requests(then: Callable[[Request], None] | None = None) -> Iterator[Request]:
-    """Keep the signals that arrive meanwhile, instead of ending by them.
+    """Collect the signals that arrive within the context instead of ending by them.
+
+    SIGHUP stays ignored where it was, as under `nohup`. Outside the main thread, which alone may
+    handle signals, nothing is collected.
 
     Args:
-        then: called at each of them, within the signal handler.
+        then: called at each signal, within the signal handler.
     """
     request = Request()
 
@@ -49,10 +59,14 @@ def requests(then: Callable[[Request], None] | None = None) -> Iterator[Request]
             then(request)
 
     if threading.current_thread() is not threading.main_thread():
-        yield request  # only the main thread may have handlers
+        yield request
         return
-    before = {number: signal.signal(number, receive) for number in SIGNALS}
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    if before[signal.SIGHUP] is signal.SIG_IGN:
+        del before[signal.SIGHUP]
     try:
+        for number in before:
+            signal.signal(number, receive)
         yield request
     finally:
         for number, handler in before.items():

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bn_detect.data import prepare_digits, register_digits
-from bn_detect.data.prepared import default_root
+from bn_detect.data import prepare_dataset, register_dataset
 from tests.configs.test_configs import CONFIGS, FILES, load
 from tests.configs.test_train import PROGRAM
 from tests.data.image_folders import make_image_folders
@@ -51,8 +50,8 @@ def trained(tmp_path_factory):
     """Train all of them in one process; the folders by config."""
     root = tmp_path_factory.mktemp("classifiers")
     make_image_folders(root / "imagenet")
-    prepare_digits(root)
-    register_digits(default_root())
+    prepare_dataset("digits", root=root)
+    register_dataset("digits")
     outputs = {path: root / "out" / path.with_suffix("") for path in CLASSIFIERS}
     jobs = root / "jobs.json"
     jobs.write_text(json.dumps([tiny(path, output) for path, output in outputs.items()]))

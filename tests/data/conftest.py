@@ -6,21 +6,22 @@ from pathlib import Path
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from bn_detect.data import prepare_neon_trees
-from bn_detect.data.datasets.deepforest_wheel import fetch_wheel
+from bn_detect.data import prepare_dataset
+from bn_detect.data.datasets.deepforest_wheel import WHEEL
+from bn_detect.data.datasets.wheels import fetch_wheel
 from tests.data.small_dataset import Dataset
 
 
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return fetch_wheel(tmp_path_factory.mktemp("wheel"))
+    return fetch_wheel(WHEEL.requirement, tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Path:
     """A root with neon_trees/ of the default options; not to be changed."""
     root = tmp_path_factory.mktemp("datasets")
-    assert prepare_neon_trees(root, wheel=wheel)
+    assert prepare_dataset("neon_trees", {"source": str(wheel)}, root=root)
     return root
 
 

@@ -7,7 +7,7 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from bn_detect.data import register_image_folders
-from bn_detect.data.registration import register_prepared
+from bn_detect.data.registration import register_boxes
 
 IMPORT_AFTER = """
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -32,15 +32,16 @@ def test_an_import_leaves_datasets_that_have_its_names():
 def foreign():
     DatasetCatalog.register("foreign_val", lambda: ["theirs"])
     yield "foreign_val"
-    DatasetCatalog.remove("foreign_val")
-    MetadataCatalog.remove("foreign_val")
+    for name in ("foreign_train", "foreign_val"):
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
 
 
 def test_a_foreign_registration_is_replaced_when_asked(foreign, tmp_path):
-    register_prepared("foreign", ("val",), tmp_path, replace=False)
+    register_boxes("foreign", tmp_path / "foreign", replace=False)
     register_image_folders(foreign, tmp_path, replace=False)
     assert DatasetCatalog.get(foreign) == ["theirs"]
-    register_prepared("foreign", ("val",), tmp_path)
+    register_boxes("foreign", tmp_path / "foreign")
     assert MetadataCatalog.get(foreign).json_file == str(
         tmp_path / "foreign/annotations/foreign_val.json"
     )

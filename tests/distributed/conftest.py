@@ -3,12 +3,13 @@
 import pytest
 
 from ..helpers.ranks import run_ranks
-from . import test_collectives, test_roi_shuffle
+from . import test_collectives, test_neighbours, test_roi_shuffle
 
 
 def _on_rank(rank: int, world_size: int) -> dict:
     return {
         "collectives": test_collectives.on_rank(rank, world_size),
+        "neighbours": test_neighbours.on_rank(rank, world_size),
         "shuffle": test_roi_shuffle.on_rank(rank, world_size),
     }
 

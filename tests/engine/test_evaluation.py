@@ -126,23 +126,3 @@ def test_minibatch_statistics_of_chunks_of_images(train_net, trained, tmp_path):
     assert len(one) == len(four) == 12
     assert one[:6] == four[:6]  # population: the chunk says nothing
     assert all(a != b for a, b in zip(one[6:], four[6:], strict=True))
-
-
-def test_the_evaluated_model_is_as_before():
-    from bn_detect.engine.evaluation import with_test_statistics
-    from bn_detect.layers import NormalizationBatch, RoIBatchNorm2d, RoILayout
-
-    layout = RoILayout(NormalizationBatch("shuffled", seed=3))
-    layer = RoIBatchNorm2d(2, layout=layout).eval()
-    layout.record([3, 1])
-    x = torch.randn(4, 2, 3, 3)
-    before, settings = layer(x), layout.settings
-    with pytest.raises(RuntimeError), with_test_statistics(layer, "minibatch"):
-        each = [
-            torch.nn.functional.batch_norm(part, None, None, training=True)
-            for part in x.split([3, 1])
-        ]
-        torch.testing.assert_close(layer(x), torch.cat(each))
-        raise RuntimeError
-    assert layout.settings == settings
-    assert torch.equal(layer(x), before)

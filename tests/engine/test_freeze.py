@@ -101,7 +101,7 @@ def test_layers_that_keep_their_mini_batch_at_inference_cannot_be_frozen():
     model = nn.ModuleDict({"a": nn.BatchNorm2d(3), "b": RoIBatchNorm2d(3)})
     FreezeBN(model, 2)
     model["b"].layout.settings = settings
-    with pytest.raises(ValueError, match="FreezeBN: b has test_stats 'minibatch'.*'population'"):
+    with pytest.raises(ValueError, match="b has test_stats 'minibatch'.*'population'"):
         FreezeBN(model, 2)
     FreezeBN(model, 2, modules=["a"])
 

@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 from bn_detect.commands.study import main as study_main
-from bn_detect.data import LeakyShapesOptions, prepare_leaky_shapes
-from bn_detect.runtime.checkpointer import AtomicCheckpointer, CheckpointError
-from bn_detect.runtime.files import write_json
+from bn_detect.data import prepare_dataset
+from bn_detect.runtime.checkpointer import AtomicCheckpointer
+from bn_detect.runtime.errors import CheckpointError
+from bn_detect.runtime.files import TEMPORARY, write_json
 
 from .fork_server import wait_for
 
@@ -120,20 +121,15 @@ def test_result(full_disk, happened):
 @pytest.mark.parametrize("full_disk", ["ulimit -f", "a full tmpfs"], indirect=True)
 def test_dataset(full_disk, happened):
     folder, full = full_disk
-    before = LeakyShapesOptions(images=1, val_images=1)
-    prepare_leaky_shapes(folder, before, name="leaky_shapes_disk")
+    name, options = "leaky_shapes_disk", {"kind": "leaky_shapes", "images": 1, "val_images": 1}
+    prepare_dataset(name, options, root=folder)
     kept = listed(folder)
     with full, pytest.raises(OSError) as error:
-        prepare_leaky_shapes(
-            folder,
-            LeakyShapesOptions(images=400, val_images=1),
-            name="leaky_shapes_disk",
-            force=True,
-        )
+        prepare_dataset(name, options | {"images": 400}, root=folder, force=True)
     assert error.value.errno in (errno.ENOSPC, errno.EFBIG)
     assert listed(folder) == kept
     assert str(folder) in str(error.value), str(error.value)
-    assert not prepare_leaky_shapes(folder, before, name="leaky_shapes_disk")
+    assert not prepare_dataset(name, options, root=folder)
     happened(str(error.value).replace(str(folder), "FOLDER"))
 
 
@@ -145,7 +141,7 @@ def test_run(server, tmp_path, happened):
     with mounted(tmp_path / "small", "size=900k") as folder:
         run = server.start(folder, "--num-gpus", 2, SOLVER__CHECKPOINT_PERIOD=2)
         assert run.wait() == 2, run.printed[-3000:]
-        assert not list(folder.glob("*.pth")) and not list(folder.glob(".*.tmp"))
+        assert not list(folder.glob("*.pth")) and not list(folder.glob(TEMPORARY))
     (line,) = [line for line in run.printed.splitlines() if line.startswith("error: worker 0")]
     assert "model_0000001.pth" in line
     happened(line.replace(str(folder), "FOLDER"))

@@ -10,7 +10,7 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from bn_detect import add_bn_detect_config, set_iteration
+from bn_detect import add_bn_detect_config, set_iteration, update_population_stats
 from bn_detect.layers import RoIBatchNorm2d
 from bn_detect.modeling import BNImageClassifier
 from tests.configs.test_configs import CONFIGS
@@ -112,6 +112,18 @@ def step(model: BNImageClassifier, batch: list[dict]) -> dict[str, torch.Tensor]
     found["loss_cls"].backward()
     grads = {name: p.grad for name, p in model.named_parameters()}
     return {"loss": found["loss_cls"].detach(), **grads, **dict(model.named_buffers())}
+
+
+def test_precise_bn_moves_no_image(monkeypatch):
+    """Layers see the images in their own order there, as the layout of the images says."""
+    keys = {"MODEL__ROI_BN__BATCH": "shuffled", "MODEL__ROI_BN__EXCHANGE": "features"}
+    model = classifier(**keys)
+    seen = []
+    model.backbone.register_forward_pre_hook(lambda module, args: seen.append(args[0].clone()))
+    update_population_stats(model, [inputs()], 1, progress=False)
+    assert torch.equal(seen[0], model._images(inputs()))
+    losses(model, inputs())
+    assert not torch.equal(seen[1], seen[0])  # training moves them
 
 
 def on_rank(rank: int, world_size: int) -> dict[str, dict]:

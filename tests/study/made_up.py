@@ -21,7 +21,7 @@ def run(arm: str, seed: int, *, swap: float, ap: float, null: float = 0.0, flips
     rows = [
         {"split": split, "statistics": kind, "loss": 0.5 + swap, "accuracy": 0.8}
         for split in ("train", "val")
-        for kind in ("minibatch", "ema", "precise")
+        for kind in ("minibatch", "population", "precise")
     ]
     return {
         "arm": arm,

@@ -89,14 +89,14 @@ MISTAKES = {
         arms({"name": "b", "options": {"MODEL.ROI_BN.BATCH": "gpu"}}),
         ["arm 'b'", "'gpu'", "shuffled"],
     ),
-    "dataset": (tree(datasets={"coco": {}}), ["datasets: 'coco'", "leaky_shapes"]),
+    "dataset": (tree(datasets={"coco": {}}), ["datasets: dataset coco: kind", "leaky_shapes"]),
     "dataset's option": (
         tree(datasets={"leaky_shapes": {"corelation": 1}}),
         ["leaky_shapes: corelation: 1", "did you mean correlation?"],
     ),
     "dataset's value": (
         tree(datasets={"leaky_shapes": {"correlation": 7}}),
-        ["datasets: leaky_shapes: correlation", "7"],
+        ["datasets: dataset leaky_shapes: correlation", "7"],
     ),
     "modules to freeze": (
         tree(

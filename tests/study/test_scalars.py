@@ -22,5 +22,7 @@ def test_single_numbers_are_written_under_their_path(tmp_path):
     assert {f"{swap}/mean", f"{swap}/low", f"{swap}/high"} <= tags
     bits = found.Scalars("probes/statistics_probe/layers/box_head.conv2.norm/classes/bits")
     assert bits[0].value == 1.0
-    assert found.Scalars("probes/decomposition/rows/val/ema/loss")[0].value == pytest.approx(1.0)
+    assert found.Scalars("probes/decomposition/rows/val/population/loss")[0].value == pytest.approx(
+        1.0
+    )
     assert not any("flips" in tag or "APl" in tag for tag in tags)

@@ -1,26 +1,20 @@
-"""The aerial images with hand-drawn tree boxes that the wheel of `deepforest` carries as data.
+"""Read the aerial images with hand-drawn tree boxes that the wheel of `deepforest` holds as data."""
 
-The wheel is read as the zip file that it is; the package is not installed.
-"""
-
-import hashlib
 import io
-import subprocess
-import sys
-import tempfile
 import zipfile
 from dataclasses import dataclass
-from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 from PIL import Image
 
-from ..errors import DatasetError
+from .wheels import Wheel, open_wheel, verify
 
-REQUIREMENT = "deepforest==2.1.0"
-LICENCE = "MIT"
-WHEEL_SHA256 = "8c2798d8e9be7f0004b194fe207b76c1d9fff6e711b3db67b9508dcd5d00ae54"
+WHEEL = Wheel(
+    "deepforest==2.1.0",
+    sha256="8c2798d8e9be7f0004b194fe207b76c1d9fff6e711b3db67b9508dcd5d00ae54",
+    licence="MIT",
+)
 
 
 @dataclass(frozen=True)
@@ -56,73 +50,39 @@ SOURCES = {
 }
 
 
-def fetch_wheel(folder: Path) -> Path:
-    """Download the wheel into `folder` with this Python's own pip, from the index it is set to.
-
-    Raises:
-        DatasetError: pip fails; its last line is in the message.
-    """
-    command = [sys.executable, "-m", "pip", "download", "--no-deps"]
-    command += ["--only-binary=:all:", "--disable-pip-version-check", "--dest", str(folder)]
-    # pip's progress goes to our stderr, its own is kept for the message.
-    done = subprocess.run(
-        [*command, REQUIREMENT], check=False, stdout=2, stderr=subprocess.PIPE, text=True
-    )
-    wheels = sorted(folder.glob("*.whl"))
-    if done.returncode or not wheels:
-        said = (done.stderr.strip() or "no output").splitlines()[-1]
-        raise DatasetError(
-            f"cannot download {REQUIREMENT}: pip says {said!r}; "
-            f"download the wheel elsewhere and pass --wheel PATH"
-        )
-    return wheels[0]
-
-
-def read_sources(wheel: Path | None = None) -> dict[str, tuple[Image.Image, np.ndarray]]:
-    """The images and boxes of `SOURCES` ("train", "val"), checksums verified.
+def read_sources(source: str = "") -> dict[str, tuple[Image.Image, np.ndarray]]:
+    """Return the images and boxes of `SOURCES` ("train", "val"), checksums verified.
 
     Args:
-        wheel: the file; default: it is downloaded into a temporary folder.
+        source: the wheel's file. "" downloads it into a temporary folder.
 
     Returns:
-        per split an RGB image and (N, 4) float64 boxes (x0, y0, x1, y1) in its pixels.
+        for each split an RGB image and (N, 4) float64 boxes (x0, y0, x1, y1) in its pixels.
 
     Raises:
         DatasetError: the wheel is missing, or it or a file in it is not the expected one.
     """
-    with tempfile.TemporaryDirectory(prefix="bn_detect-wheel-") as folder:
-        path = fetch_wheel(Path(folder)) if wheel is None else Path(wheel)
-        if not path.is_file():
-            raise DatasetError(f"no wheel at {path}; expected that of {REQUIREMENT}")
-        content = path.read_bytes()
-    _verify(content, WHEEL_SHA256, f"{path} (expected the wheel of {REQUIREMENT})")
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        return {split: _read_source(archive, source) for split, source in SOURCES.items()}
+    with open_wheel(WHEEL, source) as archive:
+        return {split: _read_source(archive, each) for split, each in SOURCES.items()}
 
 
 def _read_source(archive: zipfile.ZipFile, source: Source) -> tuple[Image.Image, np.ndarray]:
     png, xml = (f"deepforest/data/{source.stem}.{suffix}" for suffix in ("png", "xml"))
     pixels, annotation = archive.read(png), archive.read(xml)
-    _verify(pixels, source.png_sha256, f"{png} in the wheel")
-    _verify(annotation, source.xml_sha256, f"{xml} in the wheel")
+    verify(pixels, source.png_sha256, f"{png} in the wheel")
+    verify(annotation, source.xml_sha256, f"{xml} in the wheel")
     return Image.open(io.BytesIO(pixels)).convert("RGB"), parse_voc_boxes(annotation)
 
 
 def parse_voc_boxes(xml: bytes) -> np.ndarray:
-    """(N, 4) float64 boxes (xmin, ymin, xmax, ymax) of a Pascal-VOC annotation, in file order.
+    """Return (N, 4) float64 boxes (xmin, ymin, xmax, ymax) of a Pascal-VOC annotation.
 
-    They are taken as the edges of the drawn rectangle, counted from 0: xmax reaches the width of
-    the image in these files.
+    They are in the order of the file, and are taken as the edges of the drawn rectangle, counted
+    from 0: in these files xmax reaches the width of the image.
     """
     corners = ("xmin", "ymin", "xmax", "ymax")
     boxes = [
-        [float(box.findtext(corner)) for corner in corners]
+        [float(box.findtext(corner, "")) for corner in corners]
         for box in ElementTree.fromstring(xml).iter("bndbox")
     ]
     return np.array(boxes, dtype=np.float64).reshape(-1, 4)
-
-
-def _verify(content: bytes, sha256: str, what: str) -> None:
-    found = hashlib.sha256(content).hexdigest()
-    if found != sha256:
-        raise DatasetError(f"{what}: sha256 is {found}, must be {sha256}")

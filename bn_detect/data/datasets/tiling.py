@@ -1,4 +1,4 @@
-"""Cut an image and its boxes into tiles. Boxes are (x0, y0, x1, y1) in pixels throughout."""
+"""Cut an image and its boxes into tiles. All boxes are (x0, y0, x1, y1) in pixels."""
 
 from itertools import pairwise
 from typing import NamedTuple
@@ -7,7 +7,7 @@ import numpy as np
 
 
 class Window(NamedTuple):
-    """The part [x0, x1) x [y0, y1) of an image, in pixels."""
+    """A part [x0, x1) x [y0, y1) of an image, in pixels."""
 
     x0: int
     y0: int
@@ -36,7 +36,7 @@ def tile_spans(length: int, tile: int, overlap: int) -> list[tuple[int, int]]:
 
 
 def tile_windows(width: int, height: int, tile: int, overlap: int) -> list[Window]:
-    """The tiles of a (height, width) image, row by row: `tile_spans` along each axis."""
+    """Return the tiles of a (height, width) image, row by row: `tile_spans` along each axis."""
     return [
         Window(x0, y0, x1, y1)
         for y0, y1 in tile_spans(height, tile, overlap)
@@ -45,14 +45,14 @@ def tile_windows(width: int, height: int, tile: int, overlap: int) -> list[Windo
 
 
 def clip_boxes(boxes: np.ndarray, window: Window) -> tuple[np.ndarray, np.ndarray]:
-    """What of each box is seen through the window.
+    """Clip boxes to a window.
 
     Args:
         boxes: (N, 4) in the image's pixels, each of positive area.
 
     Returns:
-        (N, 4) float64, clipped and in the window's own pixels; (N,) the share of each box's area
-        that is inside the window, in [0, 1]. Where the share is 0 the clipped box means nothing.
+        (N, 4) float64 boxes, clipped and in pixels of the window; (N,) shares of each box's area
+        inside the window, in [0, 1]. Where the share is 0 the clipped box is meaningless.
     """
     boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
     low, high = np.array(window[:2] * 2), np.array(window[2:] * 2)
@@ -61,5 +61,5 @@ def clip_boxes(boxes: np.ndarray, window: Window) -> tuple[np.ndarray, np.ndarra
 
 
 def areas(boxes: np.ndarray) -> np.ndarray:
-    """(N,) areas of (N, 4) boxes, in square pixels."""
+    """Return the (N,) areas of (N, 4) boxes, in square pixels."""
     return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])

@@ -17,11 +17,11 @@ from bn_detect.data import (
     DatasetError,
     check_dataset,
     check_datasets,
-    register_neon_trees,
+    register_dataset,
     summary_table,
 )
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 
 
 def test_a_good_dataset_is_summarized(dataset):
@@ -165,12 +165,12 @@ def test_missing_files(dataset):
 
 
 def test_missing_neon_trees_says_what_to_type(tmp_path):
-    register_neon_trees(str(tmp_path))
+    register_dataset("neon_trees", root=tmp_path)
     try:
-        with pytest.raises(DatasetError, match=f"prepare_data.py neon-trees --root {tmp_path}`"):
+        with pytest.raises(DatasetError, match=f"bn-detect data neon-trees --root {tmp_path}`"):
             check_dataset("neon_trees_val")
     finally:
-        register_neon_trees()
+        register_dataset("neon_trees")
 
 
 def test_unregistered_names():

@@ -12,7 +12,15 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from bn_detect import add_bn_detect_config
-from bn_detect.data import (CLASSIFICATION, ClassificationMapper, DatasetError, check_dataset, prepare_digits, register_digits, register_image_folders, register_imagenet)
+from bn_detect.data import (
+    CLASSIFICATION,
+    ClassificationMapper,
+    DatasetError,
+    check_dataset,
+    prepare_dataset,
+    register_dataset,
+    register_image_folders,
+)
 
 from ..image_folders import make_image_folders
 
@@ -61,24 +69,23 @@ def test_faults_of_folders_are_named(dataset, folder, tmp_path):
 
 
 def test_imagenet_lies_where_detectron2_looks(tmp_path):
-    before = MetadataCatalog.get("imagenet_val").image_root
     try:
-        register_imagenet(tmp_path)
+        register_dataset("imagenet", root=tmp_path)
         assert MetadataCatalog.get("imagenet_val").image_root == str(tmp_path / "imagenet/val")
         with pytest.raises(DatasetError, match="DETECTRON2_DATASETS"):
             check_dataset("imagenet_val")
     finally:
-        register_imagenet(before.removesuffix("/imagenet/val"))
+        register_dataset("imagenet")
 
 
 def test_digits_are_scikit_learns_and_the_same_each_time(tmp_path):
-    before = MetadataCatalog.get("digits_train").image_root
     try:
-        assert prepare_digits(tmp_path / "one") and not prepare_digits(tmp_path / "one")
+        assert prepare_dataset("digits", root=tmp_path / "one")
+        assert not prepare_dataset("digits", root=tmp_path / "one")
         dicts = {s: DatasetCatalog.get(f"digits_{s}") for s in ("train", "val")}
-        assert prepare_digits(tmp_path / "two")
+        assert prepare_dataset("digits", root=tmp_path / "two")
     finally:
-        register_digits(before.removesuffix("/digits/train"))
+        register_dataset("digits")
     assert (len(dicts["train"]), len(dicts["val"])) == (797, 1000)
     files = [d["image_id"] for d in dicts["val"]]
     same, *_ = filecmp.cmpfiles(

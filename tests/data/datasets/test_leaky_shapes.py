@@ -12,10 +12,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from bn_detect.data import (DatasetError, LeakyShapesOptions, check_dataset, prepare_leaky_shapes, register_leaky_shapes)
-from bn_detect.data.datasets.leaky_shapes import draw_image
+from bn_detect.data import (
+    DatasetError,
+    check_dataset,
+    prepare_dataset,
+    register_dataset,
+    register_derived,
+)
+from bn_detect.data.datasets.leaky_shapes import LeakyShapesOptions, draw_image
 
 SMALL = {"images": 12, "val_images": 5}
 
@@ -29,15 +35,21 @@ def digest(folder: Path) -> str:
     return sha.hexdigest()
 
 
+@pytest.fixture(autouse=True)
+def usual_place():
+    yield
+    register_dataset("leaky_shapes")
+
+
 def test_the_same_options_give_the_same_files(tmp_path):
-    options = LeakyShapesOptions(**SMALL)
-    assert prepare_leaky_shapes(tmp_path / "a", options)
-    assert prepare_leaky_shapes(tmp_path / "b", options)
-    assert not prepare_leaky_shapes(tmp_path / "a", options)  # it is there
+    assert prepare_dataset("leaky_shapes", SMALL, root=tmp_path / "a")
+    assert prepare_dataset("leaky_shapes", SMALL, root=tmp_path / "b")
+    assert not prepare_dataset("leaky_shapes", SMALL, root=tmp_path / "a")  # it is there
     assert digest(tmp_path / "a/leaky_shapes") == digest(tmp_path / "b/leaky_shapes")
+    other = {**SMALL, "seed": 1}
     with pytest.raises(DatasetError, match=r"seed=0 .*, not with .*seed=1 .*--force rebuilds it"):
-        prepare_leaky_shapes(tmp_path / "a", LeakyShapesOptions(**SMALL, seed=1))
-    assert prepare_leaky_shapes(tmp_path / "a", LeakyShapesOptions(**SMALL, seed=1), force=True)
+        prepare_dataset("leaky_shapes", other, root=tmp_path / "a")
+    assert prepare_dataset("leaky_shapes", other, root=tmp_path / "a", force=True)
     assert digest(tmp_path / "a/leaky_shapes") != digest(tmp_path / "b/leaky_shapes")
 
 
@@ -49,21 +61,23 @@ def test_an_image_does_not_depend_on_how_many_there_are():
     assert draw_image(few, "train", 3)[1] != draw_image(few, "val", 3)[1]
 
 
-def test_it_is_a_valid_dataset_under_its_name(tmp_path):
-    prepare_leaky_shapes(tmp_path, LeakyShapesOptions(**SMALL), name="leaky_shapes_test")
-    try:
-        summary = check_dataset("leaky_shapes_test_train")
-        assert (summary.images, summary.categories, summary.ignored) == (12, 4, 0)
-        DatasetCatalog.remove("leaky_shapes_test_val")
-        register_leaky_shapes(tmp_path)  # as at import: those that lie there
-        assert check_dataset("leaky_shapes_test_val").images == 5
-        assert (tmp_path / "leaky_shapes_test/overview_val.png").stat().st_size > 10_000
-    finally:
-        register_leaky_shapes()  # the usual root
+def test_it_is_a_valid_dataset_that_a_later_process_finds_by_its_record(tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    prepare_dataset("zero_leak", {"kind": "leaky_shapes", "correlation": 0, **SMALL})
+    summary = check_dataset("zero_leak_train")
+    assert (summary.images, summary.categories, summary.ignored) == (12, 4, 0)
+    assert (tmp_path / "zero_leak/overview_val.png").stat().st_size > 10_000
+    for split in ("train", "val"):  # as in a process that has only imported bn_detect
+        DatasetCatalog.remove(f"zero_leak_{split}")
+        MetadataCatalog.remove(f"zero_leak_{split}")
+    register_derived(["zero_leak_val@3", "zero_leak_test", "absent_val"])
+    assert check_dataset("zero_leak_val@3").images == 3
+    assert "zero_leak_test" not in DatasetCatalog and "absent_val" not in DatasetCatalog
 
 
 def _objects(options: LeakyShapesOptions, images: int) -> list[tuple[np.ndarray, list[dict]]]:
-    return [draw_image(options, "train", number) for number in range(images)]
+    drawn = [draw_image(options, "train", number) for number in range(images)]
+    return [(np.asarray(image), objects) for image, objects in drawn]
 
 
 def _seen_class(pixels: np.ndarray, box: list[float], classes: int) -> int:
@@ -131,15 +145,8 @@ def test_dials_out_of_range(dial, message):
         LeakyShapesOptions(**dial)
 
 
-@pytest.mark.parametrize("name", ["shapes", "leaky_shapes/../x", "leaky_shapes x"])
-def test_names_that_cannot_be(tmp_path, name):
-    with pytest.raises(ValueError, match="name is .*; it must begin with 'leaky_shapes'"):
-        prepare_leaky_shapes(tmp_path, name=name)
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_killed_preparation_leaves_nothing_half_made(tmp_path):
-    tool = Path(__file__).parents[2] / "tools/prepare_data.py"
+    tool = Path(__file__).parents[3] / "tools/prepare_data.py"
     command = [sys.executable, str(tool), "leaky-shapes", "--root", str(tmp_path)]
     process = subprocess.Popen(
         [*command, "--images", "100000"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

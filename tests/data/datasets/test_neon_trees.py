@@ -1,5 +1,7 @@
 """NEON trees, prepared from the real wheel."""
 
+import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -19,21 +21,29 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image
 from pycocotools.coco import COCO
 
-from bn_detect.data import (DatasetError, TilingOptions, prepare_neon_trees, register_neon_trees)
+from bn_detect.data import DatasetError, check_dataset, prepare_dataset, register_dataset
 from bn_detect.data.datasets import deepforest_wheel
 from bn_detect.data.datasets.deepforest_wheel import read_sources
-from bn_detect.data.datasets.neon_trees import prepared_summaries
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 SIZES = {"train": (2299, 2472), "val": (1249, 1035)}
 TREES = {"train": 574, "val": 279}
 
 
+def prepare(root: Path, wheel: str | Path = "", *, force: bool = False, **options) -> bool:
+    options["source"] = str(wheel)
+    return prepare_dataset("neon_trees", options, root=root, force=force)
+
+
+@pytest.fixture(autouse=True)
+def usual_place():
+    yield
+    register_dataset("neon_trees")
+
+
 @pytest.fixture
 def registered(prepared):
-    register_neon_trees(str(prepared))
-    yield
-    register_neon_trees()
+    register_dataset("neon_trees", root=prepared)
 
 
 def annotations(root, split):
@@ -93,7 +103,7 @@ def test_every_training_tree_is_whole_or_counted(prepared):
     assert {a["tree"] for a in coco["annotations"] if not a["iscrowd"]} == set(range(574))
 
 
-def test_record_and_overviews(prepared):
+def test_record_and_overviews(prepared, registered):
     record = json.loads((prepared / "neon_trees/prepared.json").read_text())
     assert record["options"] == {
         "tile": 256,
@@ -103,7 +113,8 @@ def test_record_and_overviews(prepared):
     }
     assert record["source"]["requirement"] == "deepforest==2.1.0"
     assert record["source"]["licence"] == "MIT"
-    for split, summary in zip(("train", "val"), prepared_summaries(prepared), strict=True):
+    for split in ("train", "val"):
+        summary = check_dataset(f"neon_trees_{split}")
         counts = record["counts"][split]
         assert counts["source_boxes"] == TREES[split]
         assert (counts["images"], counts["annotations"]) == (summary.images, summary.annotations)
@@ -142,30 +153,29 @@ def test_evaluation_ignores_what_is_left_of_cut_trees(registered, tmp_path):
 
 
 def test_registering_is_lazy_and_idempotent(tmp_path):
-    register_neon_trees(str(tmp_path / "nowhere"))
-    register_neon_trees(str(tmp_path / "nowhere"))
+    register_dataset("neon_trees", root=tmp_path / "nowhere")
+    register_dataset("neon_trees", root=tmp_path / "nowhere")
     json_file = MetadataCatalog.get("neon_trees_val").json_file
     assert json_file == str(tmp_path / "nowhere/neon_trees/annotations/neon_trees_val.json")
-    register_neon_trees()
+    register_dataset("neon_trees")
     assert "nowhere" not in MetadataCatalog.get("neon_trees_val").json_file
 
 
 def test_second_run_does_nothing(prepared, wheel):
     before = (prepared / "neon_trees").stat().st_mtime_ns
-    assert not prepare_neon_trees(prepared, wheel=wheel)
-    assert not prepare_neon_trees(prepared, wheel="not read")
+    assert not prepare(prepared, wheel)
+    assert not prepare(prepared, "not read")
     assert (prepared / "neon_trees").stat().st_mtime_ns == before
 
 
 def test_other_options_need_force(tmp_path, wheel):
-    coarse = TilingOptions(tile=1200, overlap=0, edge_boxes="drop")
-    assert prepare_neon_trees(tmp_path, coarse, wheel=wheel)
+    assert prepare(tmp_path, wheel, tile=1200, overlap=0, edge_boxes="drop")
     with pytest.raises(DatasetError, match=r"tile=1200, overlap=0.*not with tile=256.*--force"):
-        prepare_neon_trees(tmp_path, wheel=wheel)
+        prepare(tmp_path, wheel)
     assert len(annotations(tmp_path, "train")["images"]) == 2 * 3
-    coarser = TilingOptions(tile=2500, overlap=0)
-    assert prepare_neon_trees(tmp_path, coarser, wheel=wheel, force=True)
-    assert [s.annotations for s in prepared_summaries(tmp_path)] == [574, 279]
+    assert prepare(tmp_path, wheel, tile=2500, overlap=0, force=True)
+    counts = [check_dataset(f"neon_trees_{split}").annotations for split in ("train", "val")]
+    assert counts == [574, 279]
     assert sorted(p.name for p in tmp_path.iterdir()) == [".neon_trees.lock", "neon_trees"]
 
 
@@ -173,15 +183,14 @@ def test_a_folder_of_somebody_else_is_left_alone(tmp_path, wheel):
     (tmp_path / "neon_trees").mkdir()
     (tmp_path / "neon_trees/mine.txt").touch()
     for force in (False, True):
-        with pytest.raises(DatasetError, match="was not made by prepare_data.py"):
-            prepare_neon_trees(tmp_path, wheel=wheel, force=force)
+        with pytest.raises(DatasetError, match="was not made by `bn-detect data`"):
+            prepare(tmp_path, wheel, force=force)
     assert (tmp_path / "neon_trees/mine.txt").exists()
 
 
 def test_of_two_at_once_one_prepares(tmp_path, wheel):
-    options = TilingOptions(tile=1300, overlap=0)
     with ThreadPoolExecutor(2) as pool:
-        runs = [pool.submit(prepare_neon_trees, tmp_path, options, wheel=wheel) for _ in range(2)]
+        runs = [pool.submit(prepare, tmp_path, wheel, tile=1300, overlap=0) for _ in range(2)]
         assert sorted(run.result() for run in runs) == [False, True]
 
 
@@ -190,7 +199,7 @@ def kill_while_building(root: Path, wheel: Path, *arguments: str) -> None:
     command = [sys.executable, "tools/prepare_data.py", "neon-trees", "--root", str(root)]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     tool = subprocess.Popen(
-        [*command, "--wheel", str(wheel), *arguments],
+        [*command, "--from", str(wheel), *arguments],
         cwd=REPOSITORY,
         env=environment,
         stdout=subprocess.DEVNULL,
@@ -206,14 +215,14 @@ def kill_while_building(root: Path, wheel: Path, *arguments: str) -> None:
 def test_a_killed_run_leaves_nothing_half_made(tmp_path, wheel):
     kill_while_building(tmp_path, wheel)
     assert not (tmp_path / "neon_trees").exists()
-    options = TilingOptions(tile=1300, overlap=0)
-    assert prepare_neon_trees(tmp_path, options, wheel=wheel)
+    options = {"tile": 1300, "overlap": 0}
+    assert prepare(tmp_path, wheel, **options)
     record = (tmp_path / "neon_trees/prepared.json").read_text()
 
     kill_while_building(tmp_path, wheel, "--force")
     assert (tmp_path / "neon_trees/prepared.json").read_text() == record
-    assert not prepare_neon_trees(tmp_path, options, wheel=wheel)
-    assert prepare_neon_trees(tmp_path, options, wheel=wheel, force=True)
+    assert not prepare(tmp_path, wheel, **options)
+    assert prepare(tmp_path, wheel, **options, force=True)
     assert sorted(p.name for p in tmp_path.iterdir()) == [".neon_trees.lock", "neon_trees"]
 
 
@@ -223,10 +232,10 @@ def test_a_wrong_wheel_is_refused(tmp_path, wheel, monkeypatch):
     content[1000] ^= 1
     damaged.write_bytes(content)
     with pytest.raises(DatasetError, match=r"damaged\.whl .*sha256 is [0-9a-f]{64}, must be 8c279"):
-        prepare_neon_trees(tmp_path / "root", wheel=damaged)
+        prepare(tmp_path / "root", damaged)
     assert not (tmp_path / "root/neon_trees").exists()
     with pytest.raises(DatasetError, match=r"no wheel at .*absent\.whl"):
-        prepare_neon_trees(tmp_path / "root", wheel=tmp_path / "absent.whl")
+        prepare(tmp_path / "root", tmp_path / "absent.whl")
 
 
 def test_a_wrong_file_in_the_wheel_is_refused(tmp_path, wheel, monkeypatch):
@@ -235,15 +244,16 @@ def test_a_wrong_file_in_the_wheel_is_refused(tmp_path, wheel, monkeypatch):
     with zipfile.ZipFile(fake, "w") as archive:
         archive.writestr(f"deepforest/data/{stem}.png", b"")
         archive.writestr(f"deepforest/data/{stem}.xml", b"")
-    digest = deepforest_wheel.hashlib.sha256(fake.read_bytes()).hexdigest()
-    monkeypatch.setattr(deepforest_wheel, "WHEEL_SHA256", digest)
+    digest = hashlib.sha256(fake.read_bytes()).hexdigest()
+    wheel = dataclasses.replace(deepforest_wheel.WHEEL, sha256=digest)
+    monkeypatch.setattr(deepforest_wheel, "WHEEL", wheel)
     with pytest.raises(DatasetError, match=rf"{stem}\.png in the wheel: sha256 is"):
-        prepare_neon_trees(tmp_path / "root", wheel=fake)
+        prepare(tmp_path / "root", fake)
 
 
 def test_a_failing_download_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
-    with pytest.raises(DatasetError, match=r"cannot download deepforest==2\.1\.0: .*--wheel PATH"):
-        prepare_neon_trees(tmp_path)
+    with pytest.raises(DatasetError, match=r"cannot download deepforest==2\.1\.0: .*--from PATH"):
+        prepare(tmp_path)
     shutil.rmtree(tmp_path)

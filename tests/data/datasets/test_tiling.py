@@ -5,8 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from bn_detect.data import TilingOptions
-from bn_detect.data.datasets.neon_trees import tiles_to_coco
+from bn_detect.data.datasets.neon_trees import TilingOptions, tiles_to_coco
 from bn_detect.data.datasets.tiling import (Window, clip_boxes, tile_spans, tile_windows)
 
 
@@ -101,10 +100,10 @@ def test_min_visible_and_drop():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"tile": 8}, "tile must be at least 32 px, got 8"),
-        ({"tile": 64, "overlap": 64}, r"overlap must be in \[0, tile=64\) px, got 64"),
-        ({"min_visible": 1.0}, r"min_visible must be in \[0, 1\), got 1.0"),
-        ({"edge_boxes": "keep"}, "edge_boxes must be 'ignore' or 'drop', got 'keep'"),
+        ({"tile": 8}, "tile must be at least 32, got 8"),
+        ({"tile": 64, "overlap": 64}, r"overlap must be in \[0, 63\], got 64"),
+        ({"min_visible": 1.0}, "min_visible must be in .*, got 1.0"),
+        ({"edge_boxes": "keep"}, "edge_boxes must be .*, got 'keep'"),
     ],
 )
 def test_options_refuse(options, message):

@@ -1,0 +1,1 @@
+"""One file for each dataset that the package knows, and their registry."""

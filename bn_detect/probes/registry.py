@@ -1,0 +1,72 @@
+"""The registered probes: what each measures, on how many images, and how a study shows it.
+
+A new probe is one file and one row here. A study finds its measures of a run's checkpoint in
+`PROBES`, by name, and takes from the same row the columns of its table and the figure.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ..reporting.columns import Column, at
+from .decompose import decomposition
+from .figures import DECOMPOSITION, FLIPS, LAYERS, SWAP, ProbeFigure, most_bits
+from .jacobian import cross_roi_jacobian
+from .statistics import statistics_probe
+from .swap import companion_swap
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One probe of a box head.
+
+    Attributes:
+        function: `function(model, loader, num_batches, *, partition, seed, ...)`, which returns a
+            report: a dataclass that prints as a table.
+        images: how many images a study probes, where the dataset has as many.
+        columns: the columns that the probe adds to a study's table; they read the report's fields.
+        figures: what it adds to a study's report.
+        splits: of DATASETS, whose images it probes. Where there are several, `function` takes a
+            mapping of "train" and "val" to loaders.
+        arguments: what else `function` takes, of "population_loader", "population_batches" and
+            "evaluate" (see `decomposition`).
+    """
+
+    function: Callable[..., Any]
+    images: int
+    columns: tuple[Column, ...] = ()
+    figures: tuple[ProbeFigure, ...] = ()
+    splits: tuple[str, ...] = ("TEST",)
+    arguments: tuple[str, ...] = ()
+
+
+PROBES: dict[str, Probe] = {
+    "companion_swap": Probe(
+        companion_swap,
+        images=480,
+        columns=(
+            Column("swap", "swap (nats)", 3, at("classification", "change")),
+            Column("null", "resampled (nats)", 3, at("classification", "null")),
+            Column("flips", "flipped", 3, at("flip_rate")),
+        ),
+        figures=(SWAP, FLIPS),
+    ),
+    "cross_roi_jacobian": Probe(
+        cross_roi_jacobian,
+        images=160,  # each gradient is a backward
+        columns=(Column("gradient", "gradient on own image", 3, at("same_image")),),
+    ),
+    "statistics_probe": Probe(
+        statistics_probe,
+        images=480,
+        columns=(Column("bits", "bits in statistics", 3, most_bits),),
+        figures=(LAYERS,),
+    ),
+    "decomposition": Probe(
+        decomposition,
+        images=480,
+        figures=(DECOMPOSITION,),
+        splits=("TRAIN", "TEST"),
+        arguments=("population_loader", "population_batches", "evaluate"),
+    ),
+}

@@ -1,0 +1,282 @@
+"""A study end to end: killed, resumed, with an arm that fails and one that reuses a checkpoint."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bn_detect.commands.study import main
+from bn_detect.study import measure as measuring
+from bn_detect.study.measure import measure, run_config
+from bn_detect.study.plan import read_study
+from bn_detect.study.runs import plan_runs, prepare_folders
+from bn_detect.study.slurm import run_on_cluster
+from bn_detect.study.summary import summarize
+from tests.helpers.train_net import wait_for
+
+from .conftest import start_study, write_study
+
+ITERATIONS = 40
+ARMS = [
+    {"name": "Two workers", "options": {"MODEL.ROI_BN.VIRTUAL_WORKERS": 2}},
+    {
+        "name": "as it is",
+        "inference_of": "Two workers",
+        "options": {"MODEL.ROI_BN.TEST_STATS": "minibatch"},
+        "reference": {"box AP": 41.3},
+    },
+    {"name": "broken", "options": {"MODEL.WEIGHTS": "no_such_file.pth"}},
+]
+
+
+class Killed:
+    """A study after its second start; the first was killed while it trained."""
+
+    def __init__(self, folder: Path) -> None:
+        self.study = write_study(
+            folder,
+            ARMS,
+            options={"SOLVER.MAX_ITER": ITERATIONS},
+            measure=["evaluation", "companion_swap"],
+        )
+        self.output = folder / "out"
+        self.arguments = ["--study", str(self.study), "--output", str(self.output)]
+        self.trained = self.run("two_workers")
+        process = start_study(*self.arguments, "--jobs", 1)
+        try:
+            wait_for(lambda: (self.trained / "last_checkpoint").exists(), 120)
+            self.children = _descendants(process.pid)
+            process.send_signal(signal.SIGKILL)
+        finally:
+            process.kill()
+            process.wait()
+        wait_for(lambda: not any(map(_alive, self.children)))
+        self.checkpoint = (self.trained / "last_checkpoint").read_text()
+        self.code = main([*self.arguments, "--jobs", "2"])
+        self.results = json.loads((self.output / "results.json").read_text())
+
+    def run(self, slug: str) -> Path:
+        return self.output / "runs" / slug / "seed_1"
+
+
+def _descendants(pid: int) -> list[int]:
+    listed = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [d for child in map(int, listed) for d in (child, *_descendants(child))]
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def killed(datasets, tmp_path_factory) -> Killed:
+    return Killed(tmp_path_factory.mktemp("study"))
+
+
+def test_what_it_started_ends_with_it(killed):
+    assert killed.children
+    assert killed.checkpoint != "model_final.pth"  # else the training went on to its end
+
+
+def test_training_goes_on_where_it_was_killed(killed):
+    done = int(killed.checkpoint.removeprefix("model_").removesuffix(".pth")) + 1
+    log = (killed.trained / "train.log").read_text()
+    assert log.count("Starting training from iteration 0\n") == 1
+    assert log.count(f"Starting training from iteration {done}\n") == 1
+
+
+def test_the_trained_arm_is_measured(killed):
+    (run,) = killed.results["arms"]["Two workers"]["runs"]
+    assert (run["arm"], run["seed"], run["iterations"]) == ("Two workers", 1, ITERATIONS)
+    assert run["train_seconds"] > 0 and run["measure_seconds"] > 0
+    assert run["training"]["loss_cls"] > 0 and "fg_cls_accuracy" in run["training"]
+    assert run["curves"]["iteration"][-1] == ITERATIONS - 1
+    assert set(run["evaluation"]) == {"population", "minibatch", "precise"}
+    assert "AP" in run["evaluation"]["precise"]["coco_2017_val"]["bbox"]
+    assert {"mean", "low", "high"} <= run["probes"]["companion_swap"]["flip_rate"].keys()
+    # What is measured is not evaluated at the end of training as well.
+    assert not (killed.trained / "inference").exists()
+
+
+def test_an_arm_that_differs_at_inference_reuses_the_checkpoint(killed):
+    arm = killed.results["arms"]["as it is"]
+    (run,) = arm["runs"]
+    assert run["test_stats"] == "minibatch"
+    assert arm["reference"] == {"box AP": 41.3}
+    assert run["iterations"] == 0 and run["training"] == {} and run["curves"] == {}
+    assert not (killed.run("as_it_is") / "train.log").exists()
+    (trained,) = killed.results["arms"]["Two workers"]["runs"]
+    assert trained["test_stats"] == "population"
+    for what in ("evaluation", "probes"):
+        assert run[what] == trained[what]
+
+
+def test_a_failing_arm_is_reported_and_the_others_go_on(killed):
+    assert killed.code == 1
+    arm = killed.results["arms"]["broken"]
+    assert arm["runs"] == []
+    (failed,) = arm["failed"]
+    assert failed["seed"] == 1
+    assert failed["error"].startswith("training ended with exit code 2")
+    assert "no_such_file" in failed["error"]
+    assert Path(failed["log"]).read_text().strip().endswith(failed["error"].splitlines()[-1])
+
+
+def test_a_run_folder_says_what_was_run(killed):
+    status = json.loads((killed.trained / "status.json").read_text())
+    assert status == {"state": "measured"}
+    versions = json.loads((killed.trained / "versions.json").read_text())
+    assert {"training", "measuring"} == versions.keys() and "torch" in versions["training"]
+    assert "VIRTUAL_WORKERS: 2" in (killed.trained / "settings.yaml").read_text()
+    assert (killed.trained / "config.yaml").exists()
+    assert killed.results["schema"] == 1 and killed.results["study"]["name"] == "tiny"
+    assert (killed.output / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("processes", "exchange", "virtual"), [(1, "statistics", 2), (2, "features", 1)]
+)
+def test_two_workers_that_move_features_are_measured_by_fewer(
+    killed, tmp_path, processes, exchange, virtual
+):
+    settings = yaml.safe_load((killed.trained / "settings.yaml").read_text())
+    batch = {"BATCH": "shuffled", "EXCHANGE": "features", "VIRTUAL_WORKERS": 1}
+    settings["MODEL"]["ROI_BN"] |= batch
+    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(settings))
+    roi_bn = run_config(tmp_path, {"imports": [], "workers": 2}, processes).MODEL.ROI_BN
+    found = roi_bn.EXCHANGE, roi_bn.VIRTUAL_WORKERS
+    assert found == (exchange, virtual)
+
+
+def test_started_again_it_repeats_nothing(killed, capsys):
+    before = _times(killed.trained) | _times(killed.run("as_it_is"))
+    broken = (killed.run("broken") / "train.log").stat().st_size
+    assert main(killed.arguments) == 1
+    after = _times(killed.trained) | _times(killed.run("as_it_is"))
+    again = ("settings.yaml", "run.json", ".lock", "status.json")  # they say the same
+    assert {k: v for k, v in after.items() if k.name not in again} == {
+        k: v for k, v in before.items() if k.name not in again
+    }
+    assert (killed.run("broken") / "train.log").stat().st_size > broken  # a failed run is retried
+    printed = capsys.readouterr()
+    assert "broken, seed 1" in printed.err
+    results = json.loads((killed.output / "results.json").read_text())
+    for arm in summarize(results):  # one sentence on each, and where to read more
+        assert f"{arm.name} " in printed.out and arm.verdict in printed.out
+    assert str(killed.output / "report.html") in printed.out
+
+
+def _times(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_plan(killed, capsys):
+    assert main([*killed.arguments, "--seeds", "2", "--jobs", "2", "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    rows = [line.split() for line in printed.splitlines()[2:8]]
+    assert rows[0][:4] == ["Two", "workers", "1", "trained,"] and "measured" in rows[0]
+    assert "reused:" in rows[1] and "measured" in rows[1]
+    assert "failed;" in rows[2]
+    assert "new" in rows[3] and rows[3][-1] == "s"  # estimated from the first seed's
+    assert "6 runs, 2 at once; time left: " in printed and "unknown" not in printed
+    assert not killed.run("two_workers").with_name("seed_2").exists()
+
+
+def test_a_folder_with_other_settings_is_named(killed, capsys, tmp_path):
+    text = killed.study.read_text().replace("VIRTUAL_WORKERS: 2", "VIRTUAL_WORKERS: 1")
+    other = tmp_path / "study.yaml"
+    other.write_text(text)
+    assert main(["--study", str(other), "--output", str(killed.output)]) == 2
+    printed = capsys.readouterr().err
+    assert f"{killed.trained} holds a run with other settings" in printed
+    assert "MODEL.ROI_BN.VIRTUAL_WORKERS 2, not 1" in printed and "--force" in printed
+
+
+def test_killed_while_measuring_it_measures_what_is_missing(killed, tmp_path, monkeypatch):
+    """A folder as the measuring process leaves it when it is killed after the second evaluation."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in ("run.json", "settings.yaml", "model_final.pth", "metrics.json"):
+        os.link(killed.trained / name, folder / name)
+    complete = json.loads((killed.trained / "measurements.json").read_text())
+    partly = json.loads(json.dumps(complete))
+    del partly["evaluation"]["precise"], partly["probes"]["companion_swap"]
+    partly["measured"] = []
+    (folder / "measurements.json").write_text(json.dumps(partly))
+    asked = []
+    real = measuring.evaluate_under
+
+    def evaluate_under(cfg, model, kinds):
+        asked.extend(kinds)
+        return real(cfg, model, kinds)
+
+    monkeypatch.setattr(measuring, "evaluate_under", evaluate_under)
+    measure(folder)
+    assert asked == ["precise"]
+    found = json.loads((folder / "measurements.json").read_text())
+    assert found["measure_seconds"] > partly["measure_seconds"]
+    assert found["measured"] == complete["measured"]
+    assert found["training"] == complete["training"]
+    assert found["evaluation"].keys() == complete["evaluation"].keys()
+    swaps = [measured["probes"].pop("companion_swap") for measured in (found, complete)]
+    changes = [swap["classification_foreground"]["change"] for swap in swaps]
+    # Measured in another process, with other threads: the last bits of a convolution may differ.
+    assert changes[0] == pytest.approx(changes[1], rel=1e-3, abs=1e-5)
+    assert found["probes"] == complete["probes"]
+    for kind in ("population", "minibatch"):  # kept as they were
+        assert found["evaluation"][kind] == complete["evaluation"][kind]
+
+
+def test_jobs_of_submitit_probe_a_given_checkpoint(killed, tmp_path):
+    """By its local executor; one job is done, and one fails."""
+    weights = killed.trained / "model_final.pth"
+    file = write_study(tmp_path, [{"name": "as trained"}], measure=["companion_swap"], train=False)
+    study = read_study(file)
+    good, bad = (
+        plan_runs(study, tmp_path / name, workers=2, weights=str(path))[0]
+        for name, path in (("good", weights), ("bad", tmp_path / "gone.pth"))
+    )
+    prepare_folders([*good, *bad])
+    watched = []
+    run_on_cluster([good, bad], tmp_path / "slurm", lambda: watched.append(1), cluster="local")
+    assert watched
+    assert good[0].measured and good[0].status() == {"state": "measured"}
+    assert set(good[0].measurements()["probes"]) == {"companion_swap"}
+    assert bad[0].status()["state"] == "failed" and "gone.pth" in bad[0].status()["error"]
+
+
+def test_a_checkpoint_that_does_not_fit_is_an_error(killed, tmp_path):
+    weights = str(killed.trained / "model_final.pth")
+    options = {"MODEL.ROI_BOX_HEAD.NUM_CONV": 3}
+    arms = [{"name": "x"}]
+    file = write_study(tmp_path, arms, options=options, measure=["evaluation"], train=False)
+    ((run,),) = plan_runs(read_study(file), tmp_path / "out", workers=1, weights=weights)
+    prepare_folders([run])
+    with pytest.raises(ValueError, match="does not fit the config.*box_head.conv3"):
+        measure(run.folder)
+
+
+def test_a_head_of_detectron2_is_probed_as_it_was_trained(killed, tmp_path):
+    """Its BatchNorm knows no workers: --num-gpus says how many there were."""
+    options = {"MODEL.ROI_HEADS.NAME": "StandardROIHeads"}
+    options["MODEL.ROI_BOX_HEAD.NAME"] = "FastRCNNConvFCHead"
+    arms = [{"name": "x"}]
+    file = write_study(tmp_path, arms, options=options, measure=["companion_swap"], train=False)
+    weights = str(killed.trained / "model_final.pth")
+    ((run,),) = plan_runs(read_study(file), tmp_path / "out", workers=2, weights=weights)
+    assert run.processes == 1 and run.datasets == ("coco_2017_val",)
+    prepare_folders([run])
+    measure(run.folder)
+    (ours,) = killed.results["arms"]["Two workers"]["runs"]
+    for of in ("change", "null", "own"):
+        found, expected = (
+            measured["probes"]["companion_swap"]["classification"][of]
+            for measured in (run.measurements(), ours)
+        )
+        assert found == pytest.approx(expected, rel=1e-4, abs=1e-6)
