@@ -29,6 +29,9 @@ _RANGES: dict[str, tuple[float, float]] = {
     "INPUT.MIN_SIZE_TEST": (0, LARGEST),
     "INPUT.MAX_SIZE_TRAIN": (1, 10**12),
     "INPUT.MAX_SIZE_TEST": (1, 10**12),
+    "INPUT.RENDERING.AFFINE": (0, 10),
+    "INPUT.RENDERING.PHOTOMETRIC": (0, 10),
+    "INPUT.RENDERING.NOISE": (0, 10),
     "MODEL.ANCHOR_GENERATOR.SIZES": (1e-3, LARGEST),
     "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": (1e-3, 1e3),
     "MODEL.RPN.PRE_NMS_TOPK_TRAIN": (1, 10**9),
@@ -49,6 +52,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "MODEL.ROI_BN.LOG_STATS": (0, 10**12),
     "TEST.EVAL_PERIOD": (0, 10**12),
     "TEST.PRECISE_BN.PERIOD": (0, 10**12),
+    "TEST.PRECISE_BN.IMAGES_PER_GROUP": (0, 10**6),
     "SEED": (-1, 2**31),
 }
 _ABOVE_0 = ("MODEL.PIXEL_STD",)

@@ -77,6 +77,7 @@ def precise_bn(cfg: CfgNode, model: nn.Module) -> None:
         settings.NUM_ITER,
         modules=settings.MODULES or None,
         roi_source=settings.ROI_SOURCE,
+        images_per_group=settings.IMAGES_PER_GROUP,
     )
     if comm.is_main_process():
         print(report)

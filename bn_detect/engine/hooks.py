@@ -69,7 +69,7 @@ class PreciseBN(HookBase):
         build_loader: makes the batches of one pass; called anew for each pass.
         num_iters: batches per pass and rank, at least 1.
         period: iterations between passes; 0: only at the end.
-        modules, roi_source: see `update_population_stats`.
+        modules, roi_source, images_per_group: see `update_population_stats`.
 
     Raises:
         ValueError: `modules` that match no BN layer, a loader in place of `build_loader`, or a
@@ -88,15 +88,16 @@ class PreciseBN(HookBase):
         period: int = 0,
         modules: Sequence[str] | None = None,
         roi_source: str = "train",
+        images_per_group: int | None = 0,
     ) -> None:
         if not callable(build_loader):
             raise ValueError(
                 f"build_loader is a {type(build_loader).__name__}; it must be a function that "
                 "makes a loader, say lambda: loader"
             )
-        check_pass(num_iters, roi_source)
+        check_pass(num_iters, roi_source, images_per_group)
         self._model, self._build_loader, self._num_iters = model, build_loader, num_iters
-        self._period, self._roi_source = period, roi_source
+        self._period, self._roi_source, self._group = period, roi_source, images_per_group
         self._layers = select_bn_layers(unwrapped(model), modules)
 
     def after_step(self) -> None:
@@ -115,6 +116,7 @@ class PreciseBN(HookBase):
             self._num_iters,
             modules=names,
             roi_source=self._roi_source,
+            images_per_group=self._group,
         )
         logger.info("PreciseBN over %d batches per worker:\n%s", self._num_iters, report)
 

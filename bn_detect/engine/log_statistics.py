@@ -31,6 +31,7 @@ class LogStatistics(HookBase):
         build_loader: makes the batches of a PreciseBN pass.
         num_iters: batches per pass and rank.
         period: iterations between records.
+        images_per_group: of a pass; see `update_population_stats`.
         channel: which one is recorded.
 
     Raises:
@@ -45,11 +46,12 @@ class LogStatistics(HookBase):
         *,
         period: int,
         output_dir: str | Path,
+        images_per_group: int | None = 0,
         channel: int = 0,
     ) -> None:
         self._model = getattr(model, "module", model)
         self._build_loader, self._num_iters = build_loader, num_iters
-        self._period, self._channel = period, channel
+        self._period, self._channel, self._group = period, channel, images_per_group
         self._folder = Path(output_dir)
         self._layers = roi_bn_layers(self._model)
         self._records: dict[str, list[list]] = {name: [] for name in self._layers}
@@ -87,6 +89,7 @@ class LogStatistics(HookBase):
                 self._build_loader(),
                 self._num_iters,
                 modules=list(self._layers),
+                images_per_group=self._group,
                 progress=False,
             )
             precise = self._means()
