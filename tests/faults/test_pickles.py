@@ -181,6 +181,8 @@ content = {"model": OrderedDict(a=np.arange(6, dtype=np.float32).reshape(2, 3), 
            "__author__": "x", "scale": np.float64(2), "more": (1, [2.5, b"ab"], {3, 4}, None)}
 bases = [pickle.dumps(content, protocol=p) for p in (0, 2, 3, 4, 5)]
 rng, read, count = random.Random(int(sys.argv[2])), 0, int(sys.argv[1])
+for base in bases:
+    read_arrays(io.BytesIO(base))  # imports its codecs
 sys.addaudithook(no_code)
 for _ in range(count):
     data = bytearray(rng.choice(bases))
