@@ -12,6 +12,8 @@ _LARGEST = 1e12  # no key needs more, and float32 and the sizes of arrays have l
 # The smallest and largest value of keys of this package, and of those that it depends on; of a
 # list, of each of its numbers. What else Detectron2 refuses is left to the trial (see `trial`).
 _RANGES: dict[str, tuple[float, float]] = {
+    "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": (1e-3, 1e3),  # fail late: at the first box
+    "MODEL.ANCHOR_GENERATOR.SIZES": (1e-3, 1e5),
     "MODEL.ROI_BN.FREEZE_ITER": (-1, _LARGEST),
     "MODEL.ROI_BN.LOG_STATS": (0, _LARGEST),
     "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": (1, 1e6),
