@@ -20,11 +20,11 @@ logger = logging.getLogger(__name__)
 class RoIBatchNorm2d(nn.BatchNorm2d):
     """`torch.nn.BatchNorm2d` that normalizes over the groups of RoIs of a `RoILayout`.
 
-    Same parameters, buffers and `state_dict` keys as its parent. With population statistics (that
-    is, in eval mode unless the layout asks for mini-batch statistics) it computes what the parent
+    It has the parameters, buffers and `state_dict` keys of its parent. With population statistics
+    (in eval mode, unless the layout asks for mini-batch statistics) it computes what the parent
     computes, and traces and scripts like it. Without running statistics (`track_running_stats`
-    False) it normalizes in eval mode too over this worker's RoIs, as its parent does; where the
-    layout needs the image of each RoI, over those of `test_images_per_group` images.
+    False) it normalizes in eval mode with the statistics of this worker's RoIs, as its parent does,
+    or where the layout needs the image of each RoI, of those of `test_images_per_group` images.
 
     Moving average: the mean over the non-empty groups of (mean, unbiased variance) enters with
     weight `momentum` times the share of groups that are non-empty, against the buffer's own weight
@@ -35,10 +35,11 @@ class RoIBatchNorm2d(nn.BatchNorm2d):
 
     Attributes:
         last_finite: bool tensor, whether the statistics of the last training batch were all finite.
+        plain: the class that `revert_roi_batchnorm` makes of it.
 
     Args:
-        layout: of the RoIs; None: a layout of its own with the RoIs of this worker as the batch.
-        Others as in `torch.nn.BatchNorm2d`. Inputs are (R, C, ...), R may be 0.
+        layout: layout of the RoIs; None makes a new one, whose batch is the RoIs of this worker.
+        Others: as in `torch.nn.BatchNorm2d`. Inputs are (R, C, ...), R may be 0.
     """
 
     ema_weight: Tensor
@@ -57,7 +58,7 @@ class RoIBatchNorm2d(nn.BatchNorm2d):
     ) -> None:
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
         self.layout = layout or RoILayout()
-        self.plain: type[_BatchNorm] = nn.BatchNorm2d  # what `revert_roi_batchnorm` makes of it
+        self.plain: type[_BatchNorm] = nn.BatchNorm2d
         self._told_lonely = False
         self.last_finite: Tensor | None = None
         # Derived state: 1 whenever ranks were averaged, which they are before every checkpoint.
