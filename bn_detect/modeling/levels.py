@@ -1,6 +1,7 @@
 """BatchNorm for heads whose layers all feature levels share."""
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -8,24 +9,19 @@ from ..layers import LevelBatchNorm2d
 
 
 def level_norm(
-    norm: str, num_levels: int, *, batch: str, population: str, affine: str
+    norm: str, num_levels: int, **choices: Any
 ) -> Callable[[int], LevelBatchNorm2d] | None:
     """Return a function that makes a layer from its channels; None where `norm` is another one.
 
     Args:
         norm: "BN": a worker's statistics normalize in training, "SyncBN": those of all workers.
         num_levels: number of feature levels.
-        batch, population, affine: see `LevelBatchNorm2d`.
+        choices: batch, population, affine, moving_average of `LevelBatchNorm2d`.
     """
     if norm not in ("BN", "SyncBN"):
         return None
     return lambda channels: LevelBatchNorm2d(
-        channels,
-        num_levels,
-        batch=batch,
-        population=population,
-        affine=affine,
-        synchronized=norm == "SyncBN",
+        channels, num_levels, synchronized=norm == "SyncBN", **choices
     )
 
 

@@ -236,7 +236,7 @@ def _checkpoint_repeats() -> bool:
         if code.co_filename == checkpoint.__file__ and code.co_name in ("recompute_fn", "backward"):
             return True
         frame = frame.f_back  # type: ignore[assignment]
-    return saves or inside
+    return False
 
 
 def _draw_number() -> int:
