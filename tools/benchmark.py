@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""Measure: tools/benchmark.py precise-bn [--json FILE] [--output FOLDER]."""
+"""The command `bn-detect benchmark`, for a clone that is not installed."""
 
 import sys
 
-from bn_detect.commands.benchmark import main
+from bn_detect.commands.main import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["benchmark", *sys.argv[1:]]))

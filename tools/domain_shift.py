@@ -1,12 +1,9 @@
 #!/usr/bin/env python
-"""A checkpoint on corrupted images, under population statistics of other data.
-
-domain_shift.py --config-file FILE --weights FILE.pth --corruptions contrast fog --severity 3
-"""
+"""The command `bn-detect domain-shift`, for a clone that is not installed."""
 
 import sys
 
-from bn_detect.commands.domain_shift import main
+from bn_detect.commands.main import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["domain-shift", *sys.argv[1:]]))

@@ -1,9 +1,15 @@
 #!/usr/bin/env python
-"""The paper's other experiments on digits: tools/experiments.py [--only a c] [--seeds 5]."""
+"""The paper's other experiments on digits: `bn-detect study` with the studies digits_*.yaml."""
 
 import sys
+from pathlib import Path
 
-from bn_detect.commands.experiments import main
+from bn_detect.commands.main import main
+
+STUDIES = Path(__file__).parents[1] / "configs" / "studies"
+NAMES = ("sizes", "averages", "domains", "same_class")
+TITLE = "Batch size, moving averages, domains and same-class batches, on digits"
 
 if __name__ == "__main__":
-    sys.exit(main())
+    files = [str(STUDIES / f"digits_{name}.yaml") for name in NAMES]
+    sys.exit(main(["study", *files, "--title", TITLE, *sys.argv[1:]]))

@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""Does the head cheat? tools/leakage_study.py --study configs/studies/NAME.yaml [--dry-run]."""
+"""The command `bn-detect study`, for a clone that is not installed."""
 
 import sys
 
-from bn_detect.commands.study import main
+from bn_detect.commands.main import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["study", *sys.argv[1:]]))

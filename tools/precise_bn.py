@@ -1,13 +1,9 @@
 #!/usr/bin/env python
-"""Rewrite a checkpoint with PreciseBN statistics.
-
-precise_bn.py --config-file FILE --weights IN.pth --output OUT.pth [--num-iter N] [KEY VALUE ...]
-precise_bn.py ... --per-level --evaluate: a RetinaNet trained with statistics shared by the levels
-"""
+"""The command `bn-detect precise-bn`, for a clone that is not installed."""
 
 import sys
 
-from bn_detect.commands.precise_bn import main
+from bn_detect.commands.main import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["precise-bn", *sys.argv[1:]]))

@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""Train or evaluate: tools/train_net.py --config-file FILE [--num-gpus N] [KEY VALUE ...]."""
+"""The command `bn-detect train`, for a clone that is not installed."""
 
 import sys
 
-from bn_detect.commands.train import main
+from bn_detect.commands.main import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["train", *sys.argv[1:]]))

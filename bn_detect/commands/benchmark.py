@@ -1,4 +1,4 @@
-"""The command line of tools/benchmark.py."""
+"""`bn-detect benchmark WHAT`: measure, and print a table."""
 
 import argparse
 import sys
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..benchmarks import head, layer, precise_bn, scaling, traffic, train
 from ..runtime.files import write_json
+from .run import run_command
 
 # Each has HELP, add_arguments(parser) and run(args) -> (text to print, result for --json).
 SUBCOMMANDS = {
@@ -19,7 +20,7 @@ SUBCOMMANDS = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; returns its exit code."""
+    """Run the command and return its exit code; see `run_command`."""
     parser = argparse.ArgumentParser(description="Measure, and print a table.")
     commands = parser.add_subparsers(required=True, metavar="WHAT")
     for name, module in SUBCOMMANDS.items():
@@ -33,13 +34,15 @@ def main(arguments: list[str] | None = None) -> int:
         )
         module.add_arguments(command)
     args = parser.parse_args(arguments)
-    try:
-        args.output.mkdir(parents=True, exist_ok=True)
+
+    def measure(_: None) -> None:
         text, result = args.run(args)
         print(text)
         if args.json:
             write_json(args.json, result)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return run_command(lambda: args.output.mkdir(parents=True, exist_ok=True), measure)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,42 +1,36 @@
-"""What `tools/domain_shift.py` does."""
+"""`bn-detect domain-shift`: a study of one checkpoint on corrupted images, made by options."""
 
 import argparse
-import contextlib
-import io
+import shlex
+import shutil
 import sys
-from collections.abc import Iterable
-from dataclasses import replace
-from datetime import timedelta
-from itertools import groupby
 from pathlib import Path
 
-from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
-from detectron2.utils import comm
-from tqdm import tqdm
 
-from ..configuration.validation import validate_config
-from ..data import CORRUPTIONS, check_datasets, register_corrupted, register_derived
-from ..data.corrupted import corrupted_name
-from ..domain_shift.cells import CHECKPOINT, CLEAN, Cell, Results, fingerprint, plan
-from ..domain_shift.picture import draw
-from ..domain_shift.summary import tables
-from ..engine.domain_shift import evaluate_on, with_statistics_of
-from ..engine.trainer import BNTrainer
-from ..population.bn_layers import select_bn_layers
+from ..configuration.reading import read_config
+from ..data import CORRUPTIONS, check_datasets, register_derived
 from ..runtime.checkpoint_file import add_trust_option
-from ..runtime.errors import WorkerDied
-from ..runtime.launch import expected_world_size, launch, share_cores
-from ..runtime.signals import Interrupted
-from .precise_bn import load_all, read_state
-from .train import is_config_key, read_config
+from ..runtime.errors import RunFailed
+from ..runtime.files import write_atomically
+from ..runtime.folder_lock import sole_user
+from ..study.folders import check_folders
+from ..study.measures.domain_shift import check_images, tables
+from ..study.plan import Arm, Study
+from ..study.report import write_report
+from ..study.results import Findings, collect
+from ..study.runs import plan_runs
+from .run import run_command
+from .study import Planned, check_started_once, prepare, run_missing
+from .train import is_config_key
 
-TIMEOUT = timedelta(minutes=30)
 DEFAULT_IMAGES = (10, 100, 1000)
+ARM = "the checkpoint"
 
 
 def argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
+        prog="bn-detect domain-shift",
         description="Evaluate a checkpoint on corrupted images under population statistics of the "
         "training data, and of unlabelled images of each corruption. What was measured before "
         "under the same --output is not measured again.",
@@ -44,7 +38,7 @@ def argument_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--config-file", required=True, metavar="FILE")
-    add("--weights", required=True, type=Path, metavar="FILE.pth")
+    add("--weights", required=True, metavar="FILE.pth")
     add(
         "--corruptions",
         nargs="+",
@@ -74,146 +68,101 @@ def argument_parser() -> argparse.ArgumentParser:
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """`sys.argv`, or `arguments`; KEY VALUE pairs begin at the first word that looks like a key."""
+    """Parse `sys.argv`, or `arguments`; KEY VALUE pairs start at the first word like a key."""
     words = sys.argv[1:] if arguments is None else arguments
     pairs = zip(["", *words], words, strict=False)  # of a word and the next
     keys = (i for i, (before, word) in enumerate(pairs) if is_config_key(before, word))
-    begin = next(keys, len(words))
-    args = argument_parser().parse_args(words[:begin])
-    args.opts = words[begin:]
+    start = next(keys, len(words))
+    args = argument_parser().parse_args(words[:start])
+    args.opts = words[start:]
     return args
 
 
-def check(cfg: CfgNode, args: argparse.Namespace, world_size: int) -> None:
-    """Everything that can be known to fail before the workers start; completes `args`.
+def check(args: argparse.Namespace) -> Planned:
+    """Find everything that can be known to fail before the workers start; write nothing.
 
     Raises:
-        ValueError: a setting, a corruption, the dataset, the checkpoint, or a model without BN.
+        ValueError: a setting, a corruption, the dataset, the checkpoint, a model without BN, or a
+            folder with results of another checkpoint or other settings.
     """
-    if len(cfg.DATASETS.TEST) != 1:
-        raise ValueError(f"DATASETS.TEST is {cfg.DATASETS.TEST}; one dataset is needed")
-    args.images_of = args.images_of or cfg.DATASETS.TEST[0]
-    if cfg.MODEL.ROI_BN.TEST_STATS != "population":
-        raise ValueError(
-            f"MODEL.ROI_BN.TEST_STATS is {cfg.MODEL.ROI_BN.TEST_STATS!r}, which uses no population "
-            "statistics; use 'population'"
-        )
-    validate_config(BNTrainer.auto_scale_workers(cfg, world_size), world_size)
-    _register(cfg, args)
-    check_datasets([args.images_of, *cfg.DATASETS.TEST])
-    available = len(DatasetCatalog.get(args.images_of))
-    workers = world_size * cfg.MODEL.ROI_BN.VIRTUAL_WORKERS
-    numbers = args.num_images or [min(max(n, workers), available) for n in DEFAULT_IMAGES]
-    for number in numbers:
-        if not workers <= number <= available:
-            raise ValueError(
-                f"--num-images {number}: it must be at least {workers}, the number of workers, and "
-                f"at most the {available} images of {args.images_of!r}"
-            )
-    args.num_images = sorted(set(numbers))
-    if not args.weights.is_file():
+    check_started_once(args.num_gpus)
+    cfg = read_config(args)
+    if not Path(args.weights).is_file():
         raise ValueError(f"--weights {args.weights}: no such file")
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.DEVICE = "cpu"
-    model = BNTrainer.build_model(cfg)
-    select_bn_layers(model, cfg.TEST.PRECISE_BN.MODULES or None)
-    load_all(model, read_state(args.weights, args.trust_checkpoint)[1], args.weights)
-    args.output = args.output or Path(cfg.OUTPUT_DIR, "domain_shift")
-    open_results(cfg, args)
-
-
-def open_results(cfg: CfgNode, args: argparse.Namespace) -> Results:
-    """What was measured before under these settings.
-
-    Raises:
-        ValueError: the folder holds results of others.
-    """
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.OUTPUT_DIR = cfg.MODEL.DEVICE = ""
-    cfg.DATALOADER.NUM_WORKERS = 0
-    settings = {
-        "config": fingerprint(cfg.dump().encode()),
-        "weights": fingerprint(args.weights.read_bytes()),
-        "data": cfg.DATASETS.TEST[0],
-        "data_of_statistics": args.images_of,
-        "severity": args.severity,
+    options = {
+        "corruptions": list(dict.fromkeys(args.corruptions)),
+        "severities": [args.severity],
+        "num_images": args.num_images or [1],
+        "images_of": args.images_of,
     }
-    return Results(args.output / "domain_shift.json", settings)
+    study = _study(args, options)
+    output = args.output or Path(cfg.OUTPUT_DIR, "domain_shift")
+
+    def groups(study: Study) -> list:
+        trust = args.trust_checkpoint
+        return plan_runs(study, output, weights=args.weights, trust=trust, processes=args.num_gpus)
+
+    groups(study)  # checks settings, model and checkpoint before the dataset is read
+    dataset = args.images_of or cfg.DATASETS.TEST[0]
+    register_derived([dataset, *cfg.DATASETS.TEST])
+    check_datasets([dataset, *cfg.DATASETS.TEST], cfg)
+    workers = args.num_gpus * cfg.MODEL.ROI_BN.VIRTUAL_WORKERS
+    options["num_images"] = args.num_images or _default_images(dataset, workers)
+    check_images(options, dataset, workers)
+    study = _study(args, options)
+    planned = Planned(study, output, groups(study))
+    check_folders(planned.runs)
+    return planned
 
 
-def work(args: argparse.Namespace) -> None:
-    """One worker's part."""
-    cfg = BNTrainer.auto_scale_workers(read_config(args), comm.get_world_size())
-    if cfg.MODEL.DEVICE == "cpu":
-        share_cores()
-    _register(cfg, args)
-    model = BNTrainer.build_model(cfg)
-    load_all(model, read_state(args.weights, args.trust_checkpoint)[1], args.weights)
-    results = open_results(read_config(args), args)
-    comm.synchronize()  # all have read what there is before anything is added
-    missing = [c for c in plan(args.corruptions, args.num_images) if c.place not in results.cells]
-    progress = tqdm(total=len(missing), unit="cell", disable=not comm.is_main_process())
-    with progress:
-        for cell in measure(cfg, model, missing, args):
-            if comm.is_main_process():
-                results.add(cell)
-            progress.update()
-    if comm.is_main_process():
-        report(results, args)
+def _study(args: argparse.Namespace, options: dict) -> Study:
+    # A PreciseBN pass when the checkpoint is loaded would replace the statistics it holds.
+    keys = {**dict(zip(args.opts[::2], args.opts[1::2], strict=True))}
+    return Study(
+        file="domain-shift",
+        name="Domain shift",
+        question="How far do population statistics of the target images repair a domain shift?",
+        base=args.config_file,
+        options={**keys, "TEST.PRECISE_BN.ENABLED": False},
+        workers=args.num_gpus,
+        arms=(Arm(ARM),),
+        measure={"domain_shift": options},
+        train=False,
+    )
 
 
-def measure(cfg: CfgNode, model, missing: list[Cell], args: argparse.Namespace) -> Iterable[Cell]:
-    """The missing cells with their metrics, one after the other; a collective."""
-    for (statistics, images), cells in groupby(missing, lambda c: (c.statistics, c.images)):
-        with contextlib.ExitStack() as stack:
-            if statistics != CHECKPOINT:
-                name = _name(args.images_of, statistics, args.severity)
-                stack.enter_context(with_statistics_of(cfg, model, name, images))
-            for cell in cells:
-                name = _name(cfg.DATASETS.TEST[0], cell.data, args.severity)
-                with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
-                    metrics = evaluate_on(cfg, model, name, args.output / "inference")
-                yield replace(cell, metrics=metrics)
+def _default_images(dataset: str, workers: int) -> list[int]:
+    available = len(DatasetCatalog.get(dataset))
+    numbers = [min(max(n, workers), available) // workers * workers for n in DEFAULT_IMAGES]
+    return sorted(set(numbers) - {0}) or [workers]
 
 
-def report(results: Results, args: argparse.Namespace) -> None:
-    """Print the table, and write it and the picture beside the numbers."""
-    text = tables(results.cells, args.corruptions, args.num_images)
-    (args.output / "domain_shift.md").write_text(text + "\n")
-    picture = args.output / "domain_shift.png"
-    draw(results.cells, args.corruptions, args.num_images, picture)
-    print(f"{text}\n\nWritten to {args.output}")
-
-
-def _register(cfg: CfgNode, args: argparse.Namespace) -> None:
-    for name in (args.images_of, cfg.DATASETS.TEST[0]):
-        register_derived([name])
-        for corruption in args.corruptions:
-            register_corrupted(name, corruption, args.severity)
-
-
-def _name(dataset: str, domain: str, severity: int) -> str:
-    return dataset if domain == CLEAN else corrupted_name(dataset, domain, severity)
+def work(planned: Planned, args: argparse.Namespace, command: str) -> None:
+    """Measure what is missing; print the table, and write it and the picture beside the numbers."""
+    output = planned.output
+    with sole_user(output, "--output"):
+        prepare(planned)
+        args.jobs, args.launcher = 1, "local"
+        run_missing([planned], args, command)
+        results = collect(planned.study, planned.runs, output, command)
+    (run,) = planned.runs
+    if not run.measured:
+        raise RunFailed(str(run.status().get("error")))
+    text = tables(Findings(results).by_arm("domain_shift"))
+    write_atomically(output / "domain_shift.md", lambda file: file.write(f"{text}\n".encode()))
+    write_report(results, output)
+    shutil.copy(output / "figures" / "domain_shift.png", output / "domain_shift.png")
+    print(f"{text}\n\nWritten to {output}")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; returns its exit code: 0, 1 for a lost worker, 2 for what the user got wrong."""
+    """Run the command and return its exit code; see `run_command`."""
     args = parse_arguments(arguments)
-    try:
-        check(read_config(args), args, expected_world_size(args.num_gpus, 1))
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    args.output.mkdir(parents=True, exist_ok=True)
-    try:
-        launch(work, args.num_gpus, timeout=TIMEOUT, args=(args,))
-    except WorkerDied as error:
-        print(error.traceback, file=sys.stderr)
-        print(f"error: {error}; the same command goes on from there", file=sys.stderr)
-        return 1
-    except Interrupted as interrupted:
-        print(f"interrupted by {interrupted.name}; the same command goes on from there")
-        return interrupted.code
-    return 0
+    words = sys.argv[1:] if arguments is None else arguments
+    command = shlex.join(["bn-detect", "domain-shift", *words])
+    go_on = "the same command goes on from there"
+    return run_command(lambda: check(args), lambda plan: work(plan, args, command), go_on=go_on)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""What `tools/precise_bn.py` does: give a checkpoint file the statistics of a PreciseBN pass."""
+"""`bn-detect precise-bn`: give a checkpoint file the statistics of a PreciseBN pass."""
 
 import argparse
 import sys
@@ -13,22 +13,22 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
-from ..configuration.validation import validate_config
-from ..data import check_datasets, register_derived
+from ..configuration.check import check_run
+from ..configuration.reading import read_config
+from ..data import register_derived
 from ..engine.evaluation import evaluate_under, evaluation_table, precise_bn
 from ..engine.trainer import BNTrainer
 from ..layers import fill_levels
 from ..population.bn_layers import select_bn_layers
 from ..population.precise_bn import ROI_SOURCES
 from ..runtime.checkpoint_file import add_trust_option, read_checkpoint
-from ..runtime.errors import CheckpointError, WorkerDied
-from ..runtime.files import write_atomically
-from ..runtime.launch import FILE_ERRORS, expected_world_size, launch, share_cores
-from ..runtime.signals import Interrupted
-from .train import read_config
+from ..runtime.errors import CheckpointError
+from ..runtime.files import check_writable, write_atomically
+from ..runtime.launch import expected_world_size, launch, share_cores
+from .run import run_command
 
 TIMEOUT = timedelta(minutes=30)
-STATISTICS = ("running_mean", "running_var")
+BUFFERS = ("running_mean", "running_var")
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -64,7 +64,7 @@ def argument_parser() -> argparse.ArgumentParser:
 
 
 def configured(args: argparse.Namespace) -> CfgNode:
-    """The config with the command's own options in it.
+    """Return the config with the command's own options in it.
 
     Raises:
         ValueError: see `read_config`.
@@ -83,10 +83,17 @@ def configured(args: argparse.Namespace) -> CfgNode:
 
 
 def check_files(args: argparse.Namespace) -> None:
-    """Raise ValueError for an input that is missing, or an output that would be lost."""
+    """Find an input that is missing, and an output that would be lost or cannot be written.
+
+    Raises:
+        ValueError: a mistake on the command line.
+        OSError: the output cannot be written, say for lack of space for as much as the input.
+    """
     if not args.weights.is_file():
         raise ValueError(f"--weights {args.weights}: no such file")
+    size = args.weights.stat().st_size
     if args.in_place:
+        check_writable(args.weights, size)
         return
     if args.output.exists() and args.output.samefile(args.weights):
         raise ValueError(f"--output {args.output} is --weights; use --in-place to write over it")
@@ -94,13 +101,14 @@ def check_files(args: argparse.Namespace) -> None:
         raise ValueError(f"--output {args.output} exists; use --overwrite to replace it")
     if not args.output.parent.is_dir():
         raise ValueError(f"--output {args.output}: no folder {args.output.parent}")
+    check_writable(args.output, size)
 
 
 def read_state(path: Path, trust: bool) -> tuple[dict[str, Any], dict[str, Any]]:
-    """All entries of the file, and the one of them (or all) that is the model's state.
+    """Return all entries of a file, and the one of them (or all) that is the model's state.
 
     Raises:
-        ValueError: it is no checkpoint of torch tensors, or see `read_checkpoint`.
+        ValueError: the file is no checkpoint of torch tensors, or see `read_checkpoint`.
     """
     try:
         checkpoint = read_checkpoint(path, trust=trust)
@@ -115,11 +123,11 @@ def read_state(path: Path, trust: bool) -> tuple[dict[str, Any], dict[str, Any]]
 def load_all(model: nn.Module, state: dict[str, Any], path: Path) -> None:
     """Load every parameter and buffer; entries that the model lacks are fine.
 
-    Where the model keeps statistics per level and `state` shared ones, each level gets those.
+    Where the model keeps statistics per level and `state` shared ones, each level gets these.
 
     Raises:
-        ValueError: one is missing, or of another shape: with a part at its initial values, the
-            statistics would be those of another model.
+        ValueError: an entry is missing, or has another shape: with a part at its initial values,
+            the statistics would be those of another model.
     """
     fill_levels(model, state)
     try:
@@ -134,28 +142,26 @@ def load_all(model: nn.Module, state: dict[str, Any], path: Path) -> None:
         )
 
 
-def check(cfg: CfgNode, args: argparse.Namespace, world_size: int) -> None:
-    """Everything that can be known to fail before the workers start.
+def check(args: argparse.Namespace) -> CfgNode:
+    """Find everything that can be known to fail before the workers start; returns the config.
 
     Raises:
-        ValueError: a setting, the dataset, the checkpoint, or a model without BN.
+        ValueError: a setting, a dataset, the checkpoint, or a model without BN.
+        OSError: see `check_files`.
     """
-    validate_config(BNTrainer.auto_scale_workers(cfg, world_size), world_size)
+    check_files(args)
+    cfg = configured(args)
     names = [*cfg.DATASETS.TRAIN, *(cfg.DATASETS.TEST if args.evaluate else ())]
-    register_derived(names)
-    check_datasets(names)
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.DEVICE = "cpu"
-    model = BNTrainer.build_model(cfg)
-    select_bn_layers(model, cfg.TEST.PRECISE_BN.MODULES or None)
+    workers = expected_world_size(args.num_gpus)
+    model = check_run(cfg, workers, BNTrainer, names, trains=False, precise=True)
     load_all(model, read_state(args.weights, args.trust_checkpoint)[1], args.weights)
+    return cfg
 
 
-def work(args: argparse.Namespace) -> None:
-    """One worker's part."""
+def work(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Do one worker's part."""
     setup_logger(distributed_rank=comm.get_rank())
-    cfg = BNTrainer.auto_scale_workers(configured(args), comm.get_world_size())
+    cfg = BNTrainer.auto_scale_workers(cfg, comm.get_world_size())
     if cfg.MODEL.DEVICE == "cpu":
         share_cores()
     seed_all_rng(max(cfg.SEED, 0) + comm.get_rank())
@@ -163,11 +169,11 @@ def work(args: argparse.Namespace) -> None:
     model = BNTrainer.build_model(cfg)
     checkpoint, state = read_state(args.weights, args.trust_checkpoint)
     load_all(model, state, args.weights)
-    every = evaluate_under(cfg, model, ["population"]) if args.evaluate else {}
+    before = evaluate_under(cfg, model, ["population"]) if args.evaluate else {}
     precise_bn(cfg, model)
     if comm.is_main_process():
         for name, layer in select_bn_layers(model, cfg.TEST.PRECISE_BN.MODULES or None).items():
-            for part in STATISTICS:
+            for part in BUFFERS:
                 key = f"{name}.{part}"
                 state[key] = getattr(layer, part).to("cpu", state[key].dtype)
         output = args.weights if args.in_place else args.output
@@ -176,32 +182,21 @@ def work(args: argparse.Namespace) -> None:
         if args.per_level:
             print("Use it with MODEL.LEVEL_BN.POPULATION level")
     if args.evaluate:
-        results = {"before": every["population"]}
-        results["after"] = evaluate_under(cfg, model, ["population"])["population"]
+        after = evaluate_under(cfg, model, ["population"])
+        results = {"before": before["population"], "after": after["population"]}
         if comm.is_main_process():
             print(evaluation_table(results))
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; returns its exit code: 0, 1 for a lost worker, 2 for what the user got wrong."""
+    """Run the command and return its exit code; see `run_command`."""
     args = argument_parser().parse_args(arguments)
-    try:
-        check_files(args)
-        world_size = expected_world_size(args.num_gpus, 1)
-        check(configured(args), args, world_size)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    try:
-        launch(work, args.num_gpus, timeout=TIMEOUT, args=(args,))
-    except WorkerDied as error:
-        print(error.traceback, file=sys.stderr)
-        print(f"error: {error}; nothing was written", file=sys.stderr)
-        return 1
-    except Interrupted as interrupted:
-        print(f"interrupted by {interrupted.name}; nothing was written", file=sys.stderr)
-        return interrupted.code
-    except FILE_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(
+        lambda: check(args),
+        lambda cfg: launch(work, args.num_gpus, timeout=TIMEOUT, args=(cfg, args)),
+        go_on="nothing was written",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

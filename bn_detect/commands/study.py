@@ -1,42 +1,73 @@
-"""What `tools/leakage_study.py` does: plan a study, run what is missing, collect and report."""
+"""`bn-detect study`: plan studies, run what is missing, collect and report."""
 
 import argparse
+import contextlib
 import dataclasses
 import importlib
+import math
+import os
 import shlex
 import sys
+import time
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 
 from ..data import check_datasets, register_derived
 from ..runtime.checkpoint_file import add_trust_option
+from ..runtime.folder_lock import sole_user
 from ..study.datasets import check_dataset_options, prepare_datasets
-from ..study.plan import Study, read_study
+from ..study.document import write_document
+from ..study.execution.pool import Group, default_jobs, environments, run_here
+from ..study.execution.slurm import run_on_cluster
+from ..study.folders import check_folders, forget, prepare_folders, read_json
+from ..study.plan import Study
 from ..study.progress import Progress, plan_table
+from ..study.reading import MOST_SEEDS, check_number, read_study
 from ..study.report import write_report
-from ..study.results import collect
-from ..study.runs import Run, check_folders, forget, plan_runs, prepare_folders
-from ..study.scheduler import Group, default_jobs, environments, run_here
-from ..study.slurm import run_on_cluster
-from ..study.summary import summarize, table, verdicts
+from ..study.results import Findings, collect
+from ..study.runs import Run, plan_runs
+from ..study.settings import check_arm_classes
+from ..study.summary import table, verdicts
+from .run import run_command
+
+COLLECT_SECONDS = 20.0  # between two results.json, which hold everything
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """A study, its folder, and its runs: groups that one job does one after the other."""
+
+    study: Study
+    output: Path
+    groups: list[Group]
+
+    @property
+    def runs(self) -> list[Run]:
+        return list(chain.from_iterable(self.groups))
 
 
 def argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="leakage_study.py",
-        description="Train the arms of a study and measure what leaks through their BatchNorm. "
-        "Started again, it goes on where it was.",
+        prog="bn-detect study",
+        description="Train the arms of studies, measure them and report, such as what leaks "
+        "through their BatchNorm. Started again, it goes on where it was.",
     )
     add = parser.add_argument
-    add("--study", required=True, metavar="FILE", help="such as configs/studies/demo.yaml")
-    add("--output", type=Path, metavar="DIR", help="default: output/studies/NAME of the file")
+    add("studies", nargs="*", metavar="FILE", help="such as configs/studies/demo.yaml")
+    add("--study", nargs="+", default=[], metavar="FILE", help="the same")
+    add(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="default: output/studies/NAME of the file; with several studies, each has DIR/NAME",
+    )
     add(
         "--num-gpus",
         type=int,
-        default=1,
         metavar="N",
-        help="GPUs of a run, or processes on CPU; of a study with train: false, the GPUs that the "
-        "checkpoint was trained on, while one is used",
+        help="GPUs of a run, or processes on CPU (default: the study's `workers`, or 1); of a "
+        "study with train: false, the GPUs that the checkpoint was trained on, while one is used",
     )
     add("--seeds", type=int, metavar="K", help="runs per arm, in place of the study's number")
     add(
@@ -49,31 +80,36 @@ def argument_parser() -> argparse.ArgumentParser:
     add("--weights", metavar="W", help="the checkpoint, for a study with train: false")
     add_trust_option(parser)
     add("--config-file", metavar="C", help="in place of the study's base")
+    add(
+        "--options",
+        nargs="+",
+        default=[],
+        metavar="KEY VALUE",
+        help="config keys for all arms, after those of the study",
+    )
+    add("--document", type=Path, metavar="FILE.md", help="write a document on the studies, too")
+    add("--title", default="Studies", help="of the document")
     add("--dry-run", action="store_true", help="print what would be done, and how long it takes")
     add("--force", action="store_true", help="delete the runs that are there and begin anew")
     return parser
 
 
-def configured(args: argparse.Namespace) -> Study:
-    """The study, with what the command line says.
+def configured(file: str, args: argparse.Namespace) -> Study:
+    """Return the study, with what the command line says.
 
     Raises:
         ValueError: a mistake in the file or on the command line.
     """
-    study = read_study(args.study)
+    study = read_study(file)
     for module in study.imports:
         try:
             importlib.import_module(module)
         except ImportError as error:
             raise ValueError(f"{study.file}: imports: {module}: {error}") from error
-    for name in ("num_gpus", "seeds", "jobs"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
-    if args.config_file is not None:
-        study = dataclasses.replace(study, base=args.config_file)
-    if args.seeds is not None:
-        study = dataclasses.replace(study, seeds=args.seeds)
+    changes = {"base": args.config_file, "seeds": args.seeds, "workers": args.num_gpus}
+    study = dataclasses.replace(study, **{k: v for k, v in changes.items() if v is not None})
+    if args.options:
+        study = _with_options(study, args.options)
     if study.base is None:
         raise ValueError(f"{study.file} has no base: name your config by --config-file")
     if study.train and args.weights:
@@ -88,97 +124,161 @@ def configured(args: argparse.Namespace) -> Study:
     return study
 
 
-def plan(study: Study, args: argparse.Namespace) -> list[Group]:
-    """The groups of runs; nothing is written.
+def _with_options(study: Study, words: list[str]) -> Study:
+    if len(words) % 2:
+        raise ValueError(f"--options: {words[-1]!r} is left over; there must be KEY VALUE pairs")
+    options = dict(zip(words[::2], words[1::2], strict=True))
+    arms = tuple(dataclasses.replace(a, options=a.options | options) for a in study.arms)
+    return dataclasses.replace(study, options=study.options | options, arms=arms)
+
+
+def check(args: argparse.Namespace) -> list[Planned]:
+    """Plan all studies; nothing is written.
 
     Raises:
-        ValueError: a setting that cannot work, or a folder with another run.
+        ValueError: a setting that cannot work, or a folder with another study or run.
     """
+    check_started_once(args.num_gpus)
+    for name, most in (("seeds", MOST_SEEDS), ("jobs", math.inf)):
+        if getattr(args, name) is not None:
+            check_number(f"--{name}", getattr(args, name), most)
+    files = [*args.studies, *args.study]
+    if not files:
+        raise ValueError("name a study's file, such as configs/studies/demo.yaml")
+    if len({Path(file).stem for file in files}) < len(files):
+        raise ValueError(f"{' '.join(files)}: the names of the files must differ")
+    plans = [_planned(file, args, alone=len(files) == 1) for file in files]
+    groups = [group for planned in plans for group in planned.groups]
+    args.jobs = args.jobs or (len(groups) if args.launcher == "slurm" else default_jobs(groups))
+    args.jobs = min(args.jobs, len(groups))
+    if args.launcher == "local" and not args.dry_run:
+        environments(groups, args.jobs)
+    return plans
+
+
+def check_started_once(num_gpus: int | None) -> None:
+    """Raise ValueError for a bad --num-gpus, and in one of several processes of torchrun."""
+    if num_gpus is not None:
+        check_number("--num-gpus", num_gpus)
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ValueError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}: this command starts the workers of its "
+            "runs by itself; start it once, without torchrun, with --num-gpus"
+        )
+
+
+def _planned(file: str, args: argparse.Namespace, *, alone: bool) -> Planned:
+    study = configured(file, args)
     check_dataset_options(study)
+    name = Path(file).stem
+    output = args.output or Path("output", "studies", name)
+    output = output if alone or not args.output else output / name
+    _check_output(study, output)
     here = args.launcher == "local" and not args.dry_run
-    groups = plan_runs(
-        study,
-        args.output,
-        workers=args.num_gpus,
-        weights=args.weights,
-        trust=args.trust_checkpoint,
-        here=here,
-    )
+    trust = args.trust_checkpoint
+    groups = plan_runs(study, output, weights=args.weights, trust=trust, here=here)
+    planned = Planned(study, output, groups)
     if not args.force:
-        check_folders(_runs(groups))
-    return groups
+        check_folders(planned.runs)
+    return planned
 
 
-def prepare(study: Study, args: argparse.Namespace, groups: list[Group]) -> None:
-    """Datasets and folders, before the first run starts.
+def _check_output(study: Study, output: Path) -> None:
+    """Raise ValueError where a folder holds the results of another study."""
+    path = output / "results.json"
+    there = read_json(path).get("study") if path.exists() else {"name": study.name}
+    if not isinstance(there, dict) or "name" not in there:
+        raise ValueError(f"{path} holds no results of a study; use another --output")
+    if there["name"] != study.name:
+        raise ValueError(
+            f"{output} holds the study {there['name']!r}, not {study.name!r}; use another --output"
+        )
+
+
+def work(plans: list[Planned], args: argparse.Namespace, command: str) -> int:
+    """Run what is missing and report; return the exit code."""
+    if args.dry_run:
+        for planned in plans:
+            print(plan_table(planned.runs, args.jobs, planned.study.seconds_per_run))
+        if args.force:
+            print("--force: all of these are deleted first and done anew")
+        return 0
+    with contextlib.ExitStack() as stack:
+        for planned in plans:
+            stack.enter_context(sole_user(planned.output, "--output"))
+        for planned in plans:
+            prepare(planned, force=args.force)
+        return _run_and_report(plans, args, command)
+
+
+def prepare(planned: Planned, *, force: bool = False) -> None:
+    """Make datasets and folders, before the first run starts.
 
     Raises:
-        ValueError: a dataset that is missing or faulty.
+        ValueError: a dataset that is missing or faulty; or with `force`, a run in progress.
     """
-    prepare_datasets(study)
-    names = sorted({name for run in _runs(groups) for name in run.datasets})
+    prepare_datasets(planned.study)
+    names = sorted({name for run in planned.runs for name in run.datasets})
     register_derived(names)
-    check_datasets(names)
-    if args.force:
-        forget(_runs(groups))
-    prepare_folders(_runs(groups))
+    summaries = check_datasets(names)
+    for run in {run.arm: run for run in planned.runs}.values():
+        known = {name: summaries[name] for name in run.datasets}
+        check_arm_classes(planned.study, planned.study.arm(run.arm), known)
+    if force:
+        forget(planned.runs)
+    prepare_folders(planned.runs)
 
 
-def run_study(study: Study, args: argparse.Namespace, groups: list[Group], command: str) -> dict:
-    """Do what is missing; returns results.json, which is written after each run."""
-    runs = _runs(groups)
-    left = [group for group in groups if not all(run.measured for run in group)]
-    progress = Progress(runs)
-
-    def watch() -> None:
-        before = progress.ended
-        if progress.update() != before:
-            collect(study, runs, args.output, command)
-
-    try:
-        if left and args.launcher == "slurm":
-            run_on_cluster(left, args.output / "slurm", watch)
-        elif left:
-            run_here(left, args.jobs, watch)
-    finally:
-        progress.close()
-    return collect(study, runs, args.output, command)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """The command; returns its exit code: 0, 1 for failed runs, 2 for what the user got wrong."""
-    args = argument_parser().parse_args(arguments)
-    args.output = args.output or Path("output", "studies", Path(args.study).stem)
-    words = sys.argv[1:] if arguments is None else arguments
-    command = shlex.join(["tools/leakage_study.py", *words])
-    try:
-        study = configured(args)
-        groups = plan(study, args)
-        first = groups[0][0]
-        args.jobs = args.jobs or (len(groups) if args.launcher == "slurm" else default_jobs(first))
-        if args.dry_run:
-            print(plan_table(_runs(groups), args.jobs, study.seconds_per_run))
-            if args.force:
-                print("--force: all of these are deleted first and done anew")
-            return 0
-        if args.launcher == "local":
-            environments(first, args.jobs)
-        prepare(study, args, groups)
-        results = run_study(study, args, groups, command)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"interrupted; to go on: {command}", file=sys.stderr)
-        return 130
-    arms = summarize(results)
-    print(table(arms), verdicts(arms), sep="\n\n")
-    print(f"\nThe report, to be opened in a browser, is {write_report(results, args.output)}")
-    failed = [run for run in _runs(groups) if not run.measured]
+def _run_and_report(plans: list[Planned], args: argparse.Namespace, command: str) -> int:
+    run_missing(plans, args, command)
+    results = {p.output: collect(p.study, p.runs, p.output, command) for p in plans}
+    for planned in plans:
+        findings = Findings(results[planned.output])
+        print(*filter(None, [table(findings), verdicts(findings)]), sep="\n\n")
+        report = write_report(results[planned.output], planned.output)
+        print(f"\nThe report, to be opened in a browser, is {report}")
+    if args.document:
+        write_document(args.document, args.title, results)
+        print(f"The document is {args.document}")
+    failed = [run for planned in plans for run in planned.runs if not run.measured]
     for run in failed:
         print(f"failed: {run.label}, log {run.status().get('log')}", file=sys.stderr)
     return 1 if failed else 0
 
 
-def _runs(groups: list[Group]) -> list[Run]:
-    return list(chain.from_iterable(groups))
+def run_missing(plans: Sequence[Planned], args: argparse.Namespace, command: str) -> None:
+    """Do what is missing; results.json is written as runs end, at most every 20 seconds."""
+    groups = [group for planned in plans for group in planned.groups]
+    left = [group for group in groups if not all(run.measured for run in group)]
+    progress = Progress([run for planned in plans for run in planned.runs])
+    collected = time.monotonic()
+    for planned in plans:
+        collect(planned.study, planned.runs, planned.output, command)
+
+    def watch() -> None:
+        nonlocal collected
+        before = progress.ended
+        if progress.update() != before and time.monotonic() - collected > COLLECT_SECONDS:
+            for planned in plans:
+                collect(planned.study, planned.runs, planned.output, command)
+            collected = time.monotonic()
+
+    with contextlib.closing(progress):
+        if left and args.launcher == "slurm":
+            run_on_cluster(left, plans[0].output / "slurm", watch)
+        elif left:
+            run_here(left, args.jobs, watch)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; return its exit code, 1 for failed runs."""
+    args = argument_parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    command = shlex.join(["bn-detect", "study", *words])
+    return run_command(
+        lambda: check(args), lambda plans: work(plans, args, command), go_on=f"to go on: {command}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,27 +1,31 @@
-"""Read a config: a YAML file, KEY VALUE pairs, and the checks that need only the values."""
+"""Read a config from a YAML file and KEY VALUE pairs; name the key and the remedy in each error."""
 
 import argparse
 import difflib
 import re
+from typing import Any
 
 import yaml
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 
-from .keys import add_bn_detect_config
+from .keys import default_config
 from .safe_config import SafeConfig
 from .values import check_values, value_of
 
 
 def read_config(args: argparse.Namespace) -> CfgNode:
-    """The frozen config of `--config-file` and the KEY VALUE pairs.
+    """Return the frozen config of `--config-file` and the KEY VALUE pairs.
+
+    Args:
+        args: `config_file`, "" for none, and `opts`, the list of keys and values.
 
     Raises:
-        ValueError: a file that is not there, an unknown key (with the nearest known one), or a
-            value of the wrong type.
+        ValueError: the file is missing, a key is unknown (names the nearest known one), or a value
+            is of the wrong type.
     """
-    cfg = get_cfg()
-    add_bn_detect_config(cfg)
-    cfg = SafeConfig(cfg)  # with all its nodes, which must be of the type of those read
+    cfg = SafeConfig(
+        default_config()
+    )  # with all its nodes, which must be of the type of those read
     if args.config_file:
         _merge_file(cfg, args.config_file)
     _merge_pairs(cfg, args.opts)
@@ -33,18 +37,41 @@ def read_config(args: argparse.Namespace) -> CfgNode:
 def _merge_file(cfg: CfgNode, file: str) -> None:
     try:
         cfg.merge_from_file(file, allow_unsafe=False)
-    except (OSError, yaml.YAMLError) as error:
+    except yaml.YAMLError as error:
+        text = " ".join(str(error).split())
+        in_braces = "flow mapping" in text
+        hint = f"; {_IN_BRACES.format(example='KEY: [1, 2]')}" if in_braces else ""
+        raise ValueError(f"--config-file {file}: {text}{hint}") from error
+    except OSError as error:
         raise ValueError(f"--config-file {file}: {error}".replace("\n", " ")) from error
     except (KeyError, AssertionError) as error:
         raise ValueError(f"{error.args[0]}{_nearest_key(cfg, str(error.args[0]))}") from error
     except ValueError as error:
-        raise ValueError(f"--config-file {file}: {_shortened(error)}") from error
+        raise ValueError(f"--config-file {file}: {_no_list(error) or _shortened(error)}") from error
     except (AttributeError, RecursionError, TypeError) as error:
         message = f"--config-file {file} is no mapping of keys to values: {error}"
         raise ValueError(message) from error
 
 
-def _merge_pairs(cfg: CfgNode, words: list) -> None:
+_IN_BRACES = "within braces, YAML takes (1, 2) for text; write {example}"
+_NO_LIST = re.compile(
+    r"Type mismatch \(<class '(?:tuple|list)'> vs\. .*? with values \(.* vs\. (.*)\) for config "
+    r"key: (\S+)"
+)
+
+
+def _no_list(error: ValueError) -> str:
+    """Return what to say of a value where a list must be; "" of other errors."""
+    found = _NO_LIST.search(" ".join(str(error).split()))
+    if found is None:
+        return ""
+    value, key = found.groups()
+    hint = _IN_BRACES.format(example=f"{key.rpartition('.')[2]}: {_as_list(value)}")
+    more = f"; {hint}" if value.startswith("(") else ""
+    return f'{key} is {value:.100}; it must be a list, as "{_as_list(value)}"{more}'
+
+
+def _merge_pairs(cfg: CfgNode, words: list[Any]) -> None:
     if len(words) % 2:
         raise ValueError(f"KEY VALUE pairs: {words[-1]!r} is left over; there must be pairs")
     for key, value in zip(words[::2], words[1::2], strict=True):
@@ -61,13 +88,13 @@ def _merge_pairs(cfg: CfgNode, words: list) -> None:
 
 
 def _as_list(value: str) -> str:
-    """How words are written as a list, some of whose signs a shell may have taken."""
+    """Write the words of `value` as a list; a shell or YAML may have taken some of its signs."""
     words = re.findall(r"[^\s,'\"()\[\]]+", value)
     return f"[{', '.join(word if word.isdecimal() else repr(word) for word in words)}]"
 
 
 def _shortened(error: Exception) -> str:
-    """The message in one line; it may hold a whole section of the config."""
+    """Return the message in one line; it may hold a whole section of the config."""
     words = " ".join(str(error).split())
     return words if len(words) < 400 else f"{words[:150]} ... {words[-150:]}"
 

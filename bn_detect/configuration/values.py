@@ -1,12 +1,11 @@
-"""Find values that no key can have."""
+"""Find values that no key can have: of another kind than its default, not finite, out of range."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 
-from ..data import DatasetSummary
-from .keys import add_bn_detect_config
+from .keys import default_config
 
 LARGEST = 10**5  # of an image's side, in pixels
 _FINITE = (-1e38, 1e38)  # in float32
@@ -30,6 +29,9 @@ _RANGES: dict[str, tuple[float, float]] = {
     "INPUT.MIN_SIZE_TEST": (0, LARGEST),
     "INPUT.MAX_SIZE_TRAIN": (1, 10**12),
     "INPUT.MAX_SIZE_TEST": (1, 10**12),
+    "INPUT.RENDERING.AFFINE": (0, 10),
+    "INPUT.RENDERING.PHOTOMETRIC": (0, 10),
+    "INPUT.RENDERING.NOISE": (0, 10),
     "MODEL.ANCHOR_GENERATOR.SIZES": (1e-3, LARGEST),
     "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": (1e-3, 1e3),
     "MODEL.RPN.PRE_NMS_TOPK_TRAIN": (1, 10**9),
@@ -50,6 +52,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "MODEL.ROI_BN.LOG_STATS": (0, 10**12),
     "TEST.EVAL_PERIOD": (0, 10**12),
     "TEST.PRECISE_BN.PERIOD": (0, 10**12),
+    "TEST.PRECISE_BN.IMAGES_PER_GROUP": (0, 10**6),
     "SEED": (-1, 2**31),
 }
 _ABOVE_0 = ("MODEL.PIXEL_STD",)
@@ -63,9 +66,8 @@ def check_values(cfg: CfgNode) -> None:
     Every key: nothing where a value must be, a number that is not finite, a list with entries of
     another kind than the default's. Some keys: a range.
     """
-    default = get_cfg()
-    add_bn_detect_config(default)
-    for key, value in _flat(cfg):
+    default = default_config()
+    for key, value in flat_keys(cfg):
         usual = value_of(default, key)
         if value is None and usual is not None:
             raise ValueError(f"{key} is empty; its default is {usual!r}")
@@ -101,7 +103,7 @@ def _kind(leaf: Any) -> type:
     return float if isinstance(leaf, int | float) and not isinstance(leaf, bool) else type(leaf)
 
 
-def _is_nested(value: list | tuple) -> bool:
+def _is_nested(value: Sequence[Any]) -> bool:
     return any(isinstance(part, list | tuple) for part in value)
 
 
@@ -113,37 +115,17 @@ def _leaves(value: Any) -> Iterator[Any]:
         yield value
 
 
-def _flat(cfg: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat_keys(cfg: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every dotted key of a config, after `prefix`, with its value."""
     for key, value in cfg.items():
         if isinstance(value, CfgNode):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flat_keys(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
 
 
 def value_of(cfg: CfgNode, key: str) -> Any:
-    """The value of a dotted key; None where there is none."""
+    """Return the value of a dotted key, or None where the key is missing."""
     for part in key.split("."):
         cfg = cfg.get(part) if isinstance(cfg, CfgNode) else None
     return cfg
-
-
-def check_num_classes(cfg: CfgNode, summaries: Mapping[str, DatasetSummary]) -> None:
-    """Raise ValueError where a training set has more classes than the model.
-
-    Args:
-        summaries: of the datasets, by name.
-    """
-    model = cfg.MODEL
-    key = {
-        "GeneralizedRCNN": "MODEL.ROI_HEADS.NUM_CLASSES",
-        "RetinaNet": "MODEL.RETINANET.NUM_CLASSES",
-        "BNRetinaNet": "MODEL.RETINANET.NUM_CLASSES",
-    }.get(model.META_ARCHITECTURE)
-    classes = value_of(cfg, key) if key else None
-    for name in cfg.DATASETS.TRAIN if key else ():
-        summary = summaries.get(name)
-        if summary is not None and summary.categories > classes:
-            raise ValueError(
-                f"{key} is {classes}, but dataset {name!r} has {summary.categories} classes"
-            )

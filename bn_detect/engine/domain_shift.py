@@ -16,17 +16,17 @@ from .trainer import BNTrainer
 
 @contextlib.contextmanager
 def with_statistics_of(
-    cfg: CfgNode, model: nn.Module, dataset_name: str, num_images: int, *, seed: int = 0
+    cfg: CfgNode, model: nn.Module, dataset_name: str, num_images: int | None, *, seed: int = 0
 ) -> Iterator[PopulationReport]:
-    """Within it, `model` has the population statistics of a dataset's images; then its own again.
+    """Give `model` the population statistics of a dataset's images; restore its own at the end.
 
-    No labels are used: the model runs as at inference, but for its BN layers, which normalize with
-    the statistics of their mini-batches. A collective.
+    No labels are used: the model runs as at inference, but its BN layers normalize with the
+    statistics of their mini-batches. A collective.
 
     Args:
         cfg: `TEST.PRECISE_BN.MODULES` says which layers; see also `TargetImages`.
         dataset_name: registered, or a name that `register_derived` knows and was called with.
-        num_images: over all ranks, chosen at random by `seed`.
+        num_images: over all ranks, chosen at random by `seed`; None: all.
 
     Raises:
         ValueError: see `TargetImages`; no BN layer in the modules.
@@ -39,13 +39,14 @@ def with_statistics_of(
             len(images),
             modules=cfg.TEST.PRECISE_BN.MODULES or None,
             roi_source="test",
+            images_per_group=cfg.TEST.PRECISE_BN.IMAGES_PER_GROUP,
         )
 
 
 def evaluate_on(
     cfg: CfgNode, model: nn.Module, dataset_name: str, output_folder: str | Path
 ) -> dict[str, dict[str, float]]:
-    """What the dataset's evaluator finds: metrics by task, on rank 0. A collective."""
+    """Evaluate on a dataset; return metrics by task, on rank 0. A collective."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.DATASETS.TEST = (dataset_name,)

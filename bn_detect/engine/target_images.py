@@ -10,44 +10,44 @@ from detectron2.data.build import trivial_batch_collator
 from detectron2.utils import comm
 from torch.utils.data import DataLoader
 
+from .loader_processes import context
 from .trainer import BNTrainer
 
 
 class TargetImages(Sized):
     """Batches of a fixed random choice of images of a dataset, mapped as for testing.
 
-    The first N images of one permutation: a larger choice holds the smaller one. They are spread
-    evenly over the ranks, in as many batches on each, of at least as many images as a worker has in
-    training (where there are so many).
+    The choice is the first N images of one permutation, so that a larger choice holds the smaller
+    one. The images are spread evenly over the ranks, in as many batches on each; a batch has at
+    least as many images as a worker has in training (where there are so many).
 
     Args:
         cfg: `SOLVER.IMS_PER_BATCH`, `MODEL.ROI_BN.VIRTUAL_WORKERS`, and what the test mapper reads.
         dataset_name: registered.
-        num_images: over all ranks.
+        num_images: over all ranks, a multiple of the workers (virtual ones count). None: all
+            images (less those that the workers cannot share evenly), in the dataset's own order, in
+            batches as large as in training, of which the last may be smaller.
         seed: of the permutation.
 
-    Attributes:
-        num_images: that are used, over all ranks: the largest multiple of workers (virtual ones
-            count) up to `num_images`.
-
     Raises:
-        ValueError: more images than the dataset has, or fewer than there are workers.
+        ValueError: another number of images.
     """
 
-    def __init__(self, cfg: CfgNode, dataset_name: str, num_images: int, *, seed: int = 0) -> None:
+    def __init__(
+        self, cfg: CfgNode, dataset_name: str, num_images: int | None, *, seed: int = 0
+    ) -> None:
         ranks, virtual = comm.get_world_size(), cfg.MODEL.ROI_BN.VIRTUAL_WORKERS
         dicts = get_detection_dataset_dicts([dataset_name], filter_empty=False)
-        if not ranks * virtual <= num_images <= len(dicts):
-            raise ValueError(
-                f"{num_images} images for population statistics of {dataset_name!r}: it must be at "
-                f"least {ranks * virtual}, the number of workers, and at most its {len(dicts)}"
-            )
-        self.num_images = num_images // (ranks * virtual) * (ranks * virtual)
-        order = torch.randperm(len(dicts), generator=torch.Generator().manual_seed(seed))
-        own = order[: self.num_images][comm.get_rank() :: ranks]
-        units = own.view(-1, virtual)  # a batch is split into the virtual workers
         in_training = max(1, cfg.SOLVER.IMS_PER_BATCH // ranks // virtual)
-        batches = units.tensor_split(max(1, len(units) // in_training))
+        if num_images is None:
+            own = torch.arange(len(dicts) // (ranks * virtual) * ranks * virtual)
+            batches = own[comm.get_rank() :: ranks].split(in_training * virtual)
+        else:
+            check_num_images(num_images, ranks * virtual, len(dicts), dataset_name)
+            order = torch.randperm(len(dicts), generator=torch.Generator().manual_seed(seed))
+            own = order[:num_images][comm.get_rank() :: ranks]
+            units = own.view(-1, virtual)  # a batch is split into the virtual workers
+            batches = units.tensor_split(max(1, len(units) // in_training))
         self._batches = [batch.flatten().tolist() for batch in batches]
         self._dataset = MapDataset(
             DatasetFromList(dicts, copy=False), BNTrainer.build_mapper(cfg, is_train=False)
@@ -64,6 +64,23 @@ class TargetImages(Sized):
                 self._dataset,
                 batch_sampler=self._batches,
                 num_workers=self._num_workers,
+                multiprocessing_context=context(self._num_workers),
                 collate_fn=trivial_batch_collator,
             )
+        )
+
+
+def check_num_images(number: int, workers: int, available: int, dataset_name: str) -> None:
+    """Raise ValueError unless `workers` can share `number` of the available images evenly."""
+    if not workers <= number <= available:
+        raise ValueError(
+            f"{number} images for population statistics of {dataset_name!r}: it must be at least "
+            f"{workers}, the number of workers, and at most its {available}"
+        )
+    if number % workers:
+        down = number // workers * workers
+        near = [str(n) for n in (down, down + workers) if workers <= n <= available]
+        raise ValueError(
+            f"{number} images for population statistics of {dataset_name!r}: {workers} workers "
+            f"cannot share them evenly; use {' or '.join(near)}"
         )

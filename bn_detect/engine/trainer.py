@@ -1,10 +1,9 @@
-"""The trainer: Detectron2's, on GPUs or CPUs, resumable to the bit."""
+"""The trainer: Detectron2's, on GPUs or CPUs, which can be resumed to the bit."""
 
-import contextlib
 import logging
 import os
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -28,47 +27,59 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
-from ..configuration.classifier import CLASSIFIER
-from ..configuration.validation import validate_config
+from ..configuration.model import check_model, naming
+from ..configuration.resuming import changes
+from ..configuration.settings import CLASSIFIER, check_settings
 from ..data import CLASSIFICATION, BNDatasetMapper, ClassificationMapper
+from ..data.metadata import EVALUATORS
+from ..data.proposals import dataset_dicts
 from ..runtime.checkpointer import AtomicCheckpointer
+from ..runtime.errors import CheckpointError
 from ..runtime.files import as_folder_name
 from .amp import CPUAMPTrainer
 from .classification_evaluator import ClassificationEvaluator
 from .hooks import AverageRunningStatistics, FreezeBN, PreciseBN, SeedIteration
+from .loader_processes import forking
 from .log_statistics import LogStatistics
 from .optimizer import build_optimizer
 from .resumable_loader import ResumableTrainLoader, build_resumable_train_loader
 from .step_guard import StepGuard, guarded
 
+logger = logging.getLogger(__name__)
+
 
 class BNTrainer(DefaultTrainer):
     """`DefaultTrainer` for any number of workers on CPU (gloo) or GPU (NCCL).
 
-    Against its parent: workers on CPU; moving averages equal on all ranks when they are evaluated
-    or saved; checkpoints are atomic; SIGTERM and Ctrl-C end a run with one; and a resumed run
-    repeats, bit for bit on CPU, what the uninterrupted run does: images, augmentations, proposal
-    sampling, RoI shuffles.
+    It differs from its parent in this: workers may be on CPU; moving averages are equal on all
+    ranks when they are evaluated or saved; checkpoints are atomic; SIGTERM, SIGHUP and Ctrl-C end a
+    run with one; and a resumed run repeats, bit for bit on CPU, what the uninterrupted run does:
+    images, augmentations, proposal sampling, RoI shuffles.
 
     Args:
         cfg: a config with the keys of `add_bn_detect_config`.
+        checked: whether `check_run` passed, as in the commands; else the settings and the model are
+            checked here.
 
     Raises:
-        ValueError: a setting that cannot work, before anything is built.
+        ValueError: a setting that cannot work, or that the model ignores.
     """
 
-    def __init__(self, cfg: CfgNode) -> None:
+    def __init__(self, cfg: CfgNode, *, checked: bool = False) -> None:
         # The parent's __init__ wraps the model for CUDA devices only, so its steps stand here.
         TrainerBase.__init__(self)
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
             setup_logger()
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
-        validate_config(cfg, comm.get_world_size())
+        if not checked:
+            check_settings(cfg, comm.get_world_size())
         self.cfg = cfg
         # With SEED -1 the start is random, and kept in the checkpoint.
         self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
 
         model = self.build_model(cfg)
+        if not checked:
+            check_model(cfg, model, trains=True, precise=cfg.TEST.PRECISE_BN.ENABLED)
         optimizer = self.build_optimizer(cfg, model)
         loader = self.build_train_loader(cfg)
         on_cuda = next(model.parameters()).is_cuda
@@ -122,6 +133,7 @@ class BNTrainer(DefaultTrainer):
                 period=settings.PERIOD or self.cfg.TEST.EVAL_PERIOD,
                 modules=settings.MODULES or None,
                 roi_source=settings.ROI_SOURCE,
+                images_per_group=settings.IMAGES_PER_GROUP,
             )
 
     def _build_freeze_bn(self, precise_bn: PreciseBN | None) -> FreezeBN | None:
@@ -138,16 +150,28 @@ class BNTrainer(DefaultTrainer):
             self.data_loader.seed = self.seed
             self.data_loader.start_iteration = self.start_iter
         elif self.start_iter:
-            logging.getLogger(__name__).warning(
+            logger.warning(
                 "DATALOADER.SAMPLER_TRAIN %s begins anew: this resumed run does not repeat the "
                 "order of the images, nor their augmentations.",
                 self.cfg.DATALOADER.SAMPLER_TRAIN,
             )
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "seed": self.seed}
+        return {**super().state_dict(), "seed": self.seed, "config": self.cfg.dump()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over a checkpoint's state.
+
+        Raises:
+            CheckpointError: the checkpoint is of a run whose settings cannot change on the way.
+        """
+        if "config" in state_dict:
+            try:
+                changed = changes(state_dict["config"], self.cfg)
+            except ValueError as error:
+                raise CheckpointError(f"the run has other settings: {error}") from error
+            if changed:
+                logger.warning("--resume: settings change on the way: %s", changed)
         super().load_state_dict(state_dict)
         self.seed = state_dict.get("seed", self.seed)
 
@@ -160,6 +184,7 @@ class BNTrainer(DefaultTrainer):
             lambda: self.build_population_loader(self.cfg, self.seed),
             self.cfg.TEST.PRECISE_BN.NUM_ITER,
             period=period,
+            images_per_group=self.cfg.TEST.PRECISE_BN.IMAGES_PER_GROUP,
             output_dir=self.cfg.OUTPUT_DIR,
         )
 
@@ -187,14 +212,29 @@ class BNTrainer(DefaultTrainer):
         group = roi_bn.TEST_IMAGES_PER_GROUP if roi_bn.TEST_STATS == "minibatch" else 1
         if cfg.MODEL.META_ARCHITECTURE == CLASSIFIER:
             group *= max(1, cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size() // group)
-        mapper = cls.build_mapper(cfg, is_train=False)
-        return build_detection_test_loader(cfg, dataset_name, mapper=mapper, batch_size=group)
+        files = []
+        if cfg.MODEL.LOAD_PROPOSALS:
+            place = list(cfg.DATASETS.TEST).index(dataset_name)
+            files = [cfg.DATASETS.PROPOSAL_FILES_TEST[place]]
+        loader = build_detection_test_loader(
+            dataset_dicts([dataset_name], files, filter_empty=False),
+            mapper=cls.build_mapper(cfg, is_train=False),
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+            batch_size=group,
+        )
+        return forking(loader)
 
     @classmethod
     def build_population_loader(cls, cfg: CfgNode, seed: int):
-        """Training images for a PreciseBN pass; the same ones for each pass of a run."""
+        """Training images for a PreciseBN pass; the same ones for each pass of a run.
+
+        Its batches are as large as in training, or hold TEST.PRECISE_BN.IMAGES_PER_GROUP images of
+        each rank, if those are more.
+        """
         cfg = cfg.clone()
         cfg.defrost()
+        group = cfg.TEST.PRECISE_BN.IMAGES_PER_GROUP * comm.get_world_size()
+        cfg.SOLVER.IMS_PER_BATCH = max(cfg.SOLVER.IMS_PER_BATCH, group)
         cfg.SEED = seed
         cfg.DATALOADER.NUM_WORKERS = 0  # its processes would stay, for each pass
         return cls.build_train_loader(cfg)
@@ -221,15 +261,6 @@ class BNTrainer(DefaultTrainer):
         if kind == CLASSIFICATION:
             return ClassificationEvaluator()
         raise ValueError(
-            f"DATASETS.TEST: {dataset_name!r} has evaluator_type {kind!r}; supported are coco, "
-            "lvis, pascal_voc and classification"
+            f"DATASETS.TEST: {dataset_name!r} has evaluator_type {kind!r}; supported are "
+            f"{', '.join(EVALUATORS)}"
         )
-
-
-@contextlib.contextmanager
-def naming(key: str) -> Iterator[None]:
-    """Let a ValueError begin with the config key that it is about."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{key}: {error}") from error

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ..reporting.columns import Column, at
 from .decompose import decomposition
+from .figures import DECOMPOSITION, FLIPS, LAYERS, SWAP, ProbeFigure, most_bits
 from .jacobian import cross_roi_jacobian
 from .statistics import statistics_probe
 from .swap import companion_swap
@@ -20,22 +22,51 @@ class Probe:
 
     Attributes:
         function: `function(model, loader, num_batches, *, partition, seed, ...)`, which returns a
-            report: a dataclass that prints as a table. `decomposition` takes a loader for each of
-            several sets of images.
+            report: a dataclass that prints as a table.
         images: how many images a study probes, where the dataset has as many.
-        columns: the columns that the probe adds to a study's table.
-        figure: makes the picture that the probe adds to a study's report, or None.
+        columns: the columns that the probe adds to a study's table; they read the report's fields.
+        figures: what it adds to a study's report.
+        splits: of DATASETS, whose images it probes. Where there are several, `function` takes a
+            mapping of "train" and "val" to loaders.
+        arguments: what else `function` takes, of "population_loader", "population_batches" and
+            "evaluate" (see `decomposition`).
     """
 
     function: Callable[..., Any]
     images: int
-    columns: tuple[Any, ...] = ()
-    figure: Callable[..., Any] | None = None
+    columns: tuple[Column, ...] = ()
+    figures: tuple[ProbeFigure, ...] = ()
+    splits: tuple[str, ...] = ("TEST",)
+    arguments: tuple[str, ...] = ()
 
 
 PROBES: dict[str, Probe] = {
-    "companion_swap": Probe(companion_swap, images=480),
-    "cross_roi_jacobian": Probe(cross_roi_jacobian, images=160),  # each gradient is a backward
-    "statistics_probe": Probe(statistics_probe, images=480),
-    "decomposition": Probe(decomposition, images=480),
+    "companion_swap": Probe(
+        companion_swap,
+        images=480,
+        columns=(
+            Column("swap", "swap (nats)", 3, at("classification", "change")),
+            Column("null", "resampled (nats)", 3, at("classification", "null")),
+            Column("flips", "flipped", 3, at("flip_rate")),
+        ),
+        figures=(SWAP, FLIPS),
+    ),
+    "cross_roi_jacobian": Probe(
+        cross_roi_jacobian,
+        images=160,  # each gradient is a backward
+        columns=(Column("gradient", "gradient on own image", 3, at("same_image")),),
+    ),
+    "statistics_probe": Probe(
+        statistics_probe,
+        images=480,
+        columns=(Column("bits", "bits in statistics", 3, most_bits),),
+        figures=(LAYERS,),
+    ),
+    "decomposition": Probe(
+        decomposition,
+        images=480,
+        figures=(DECOMPOSITION,),
+        splits=("TRAIN", "TEST"),
+        arguments=("population_loader", "population_batches", "evaluate"),
+    ),
 }

@@ -5,13 +5,13 @@ an object from what the file says, and an array is made of its bytes only when i
 been checked.
 """
 
-import io
 import math
+import mmap
 import pickle
 import re
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -141,14 +141,17 @@ class _Reader(_Python):
     dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
 
 
-def read_arrays(content: bytes) -> Any:
+def read_arrays(content: IO[bytes] | mmap.mmap) -> Any:
     """Return what a pickle holds: arrays of numbers, and numbers and text, in plain containers.
+
+    Args:
+        content: in memory, or a map of the file: a read is as long as it claims to be elsewhere.
 
     Raises:
         Refused: it names anything else.
         Exception: of nearly any kind, for a damaged file.
     """
-    return _unwrapped(_Reader(io.BytesIO(content), encoding="latin1").load(), set())
+    return _unwrapped(_Reader(content, encoding="latin1").load(), set())
 
 
 def _unwrapped(value: Any, seen: set[int]) -> Any:

@@ -1,6 +1,7 @@
 """Read checkpoint files that others made, or that a disk has spoiled: no code of theirs runs."""
 
 import argparse
+import mmap
 import pickle
 import zipfile
 import zlib
@@ -25,7 +26,7 @@ def add_trust_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def read_checkpoint(path: str | Path, *, trust: bool = False) -> Any:
+def read_checkpoint(path: str | Path, *, trust: bool = False, trust_by: str = ADVICE) -> Any:
     """Return what a checkpoint file holds, on the CPU.
 
     Files of torch.save are read with `weights_only`, pickles (.pkl) by `read_arrays`: neither can
@@ -33,6 +34,7 @@ def read_checkpoint(path: str | Path, *, trust: bool = False) -> Any:
 
     Args:
         trust: read the file whatever it executes.
+        trust_by: what a refusal says on that.
 
     Raises:
         CheckpointError: the file is damaged, of another kind, or might execute code.
@@ -40,10 +42,10 @@ def read_checkpoint(path: str | Path, *, trust: bool = False) -> Any:
     """
     path = Path(path)
     with open(path, "rb") as file:
-        return _read(file, path, trust)
+        return _read(file, path, trust, trust_by)
 
 
-def _read(file: IO[bytes], path: Path, trust: bool) -> Any:
+def _read(file: IO[bytes], path: Path, trust: bool, advice: str) -> Any:
     try:
         if path.suffix == ".pkl":
             return _read_pickle(file, trust)
@@ -52,12 +54,12 @@ def _read(file: IO[bytes], path: Path, trust: bool) -> Any:
     except MemoryError:
         raise
     except Refused as error:
-        raise CheckpointError(f"{path} is refused: {error}; {ADVICE}") from error
+        raise CheckpointError(f"{path} is refused: {error}; {advice}") from error
     except Exception as error:  # a file of another kind makes the readers raise nearly anything
         unpickling = isinstance(error, pickle.UnpicklingError)
         name = str(error).partition("GLOBAL ")[2].split(" ")[0]
         if unpickling and name:
-            message = f"{path} is refused: it may execute code ({name}); {ADVICE}"
+            message = f"{path} is refused: it may execute code ({name}); {advice}"
             raise CheckpointError(message) from error
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         if unpickling:  # torch's text speaks of its own options
@@ -66,7 +68,10 @@ def _read(file: IO[bytes], path: Path, trust: bool) -> Any:
 
 
 def _read_pickle(file: IO[bytes], trust: bool) -> Any:
-    return pickle.load(file, encoding="latin1") if trust else read_arrays(file.read())
+    if trust:
+        return pickle.load(file, encoding="latin1")
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return read_arrays(content)
 
 
 def _verify(file: IO[bytes]) -> None:

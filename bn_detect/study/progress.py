@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from tabulate import tabulate
 from tqdm import tqdm
 
-from .metrics import read_metrics, seconds_per_iteration
+from .measures.metrics import read_metrics, seconds_per_iteration
 from .runs import Run
 
 MEASURING = 0.3  # share of a run's time
@@ -60,7 +60,7 @@ def share_done(run: Run) -> float:
     """In [0, 1], of a run's time."""
     if run.measured:
         return 1.0
-    measured = len(run.measurements().get("measured", ())) / len(run.measure)
+    measured = 1 - len(run.missing()) / len(run.measure)
     if not run.trains:
         return measured
     if run.trained:
@@ -92,14 +92,16 @@ def plan_table(runs: Sequence[Run], jobs: int, seconds_per_run: float | None = N
     processes take to start. Before there is such a run it is `seconds_per_run`, measured elsewhere,
     or unknown.
     """
-    rows = [(run, _state(run), _estimate(run, runs, seconds_per_run)) for run in runs]
+    estimate = _Estimate(runs, seconds_per_run)
+    rows = [(run, _state(run), estimate.of(run)) for run in runs]
     table = tabulate(
         [[run.arm, run.seed, _what(run), state, _spell(left)] for run, state, left in rows],
         headers=["arm", "seed", "checkpoint", "state", "left"],
     )
     left = [seconds for _, _, seconds in rows]
-    total = None if None in left else sum(left) / jobs
-    source = "" if total is None or _measured(runs) else " (seconds_per_run of the study's file)"
+    # However many run at once, it takes as long as the longest one.
+    total = None if None in left else max(sum(left) / jobs, max(left))
+    source = "" if total is None or estimate.measuring else " (seconds_per_run of the study's file)"
     return f"{table}\n\n{len(runs)} runs, {jobs} at once; time left: {_spell(total)}{source}"
 
 
@@ -112,8 +114,7 @@ def _what(run: Run) -> str:
 def _state(run: Run) -> str:
     if run.measured:
         return "measured"
-    missing = set(run.measure) - set(run.measurements().get("measured", ()))
-    to_do = "to measure: " + ", ".join(name for name in run.measure if name in missing)
+    to_do = "to measure: " + ", ".join(run.missing())
     if run.trained or not run.trains:
         return to_do
     done = run.iterations_done()
@@ -121,29 +122,32 @@ def _state(run: Run) -> str:
     return f"failed; {begun}" if run.status().get("state") == "failed" else begun
 
 
-def _estimate(run: Run, runs: Sequence[Run], elsewhere: float | None) -> float | None:
-    """Seconds that are left of a run; None where nothing is known."""
-    if run.measured:
-        return 0.0
-    done = _measured(runs)
-    measuring = _mean(run, {r: r.measurements()["measure_seconds"] for r in done})
-    if measuring is None:
-        return None if elsewhere is None else elsewhere * (1 - share_done(run))
-    if run.trained or not run.trains:
-        return measuring
-    times = {r: seconds_per_iteration(read_metrics(r.folder / "metrics.json")) for r in runs}
-    training = _mean(run, {r: time for r, time in times.items() if time is not None})
-    if training is None:
-        return None
-    return measuring + training * max(0, run.iterations - run.iterations_done())
+class _Estimate:
+    """How long runs take, by those that are done; each folder is read once."""
 
+    def __init__(self, runs: Sequence[Run], elsewhere: float | None) -> None:
+        self._elsewhere = elsewhere
+        self.measuring = {r: r.measurements()["measure_seconds"] for r in runs if r.measured}
+        times = {r: seconds_per_iteration(read_metrics(r.folder / "metrics.json")) for r in runs}
+        self._iteration = {run: time for run, time in times.items() if time is not None}
 
-def _measured(runs: Sequence[Run]) -> list[Run]:
-    return [run for run in runs if run.measured]
+    def of(self, run: Run) -> float | None:
+        """Return the seconds that are left of a run; None where nothing is known."""
+        if run in self.measuring:
+            return 0.0
+        measuring = _mean(run, self.measuring)
+        if measuring is None:
+            return None if self._elsewhere is None else self._elsewhere * (1 - share_done(run))
+        if run.trained or not run.trains:
+            return measuring
+        training = _mean(run, self._iteration)
+        if training is None:
+            return None
+        return measuring + training * max(0, run.iterations - run.iterations_done())
 
 
 def _mean(run: Run, known: dict[Run, float]) -> float | None:
-    """Of the runs of the same arm; else of all; else None."""
+    """Return the mean of the runs of the same arm; else of all; else None."""
     same: Iterable[float] = [value for r, value in known.items() if r.arm == run.arm]
     values = list(same) or list(known.values())
     return statistics.fmean(values) if values else None

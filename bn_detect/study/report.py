@@ -5,10 +5,13 @@ import json
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from ..runtime.files import write_atomically
 from .figures import draw_figures
-from .summary import ArmSummary, cells, summarize, table
+from .measures.registry import MEASURES
+from .results import Findings
+from .summary import Leaks, cells, claims, table
 
 
 def write_report(results: dict, folder: Path) -> Path:
@@ -19,15 +22,20 @@ def write_report(results: dict, folder: Path) -> Path:
     Returns:
         The path of `report.html`.
     """
-    arms = summarize(results)
-    figures = draw_figures(results, arms, folder / "figures")
-    page = _render(results, arms, figures)
-    _write(folder / "table.md", f"{table(arms, 'github')}\n")
-    _write(folder / "report.html", page)
+    findings = Findings(results)
+    figures = draw_figures(findings, folder / "figures")
+    _write(folder / "table.md", f"{table(findings, 'github')}\n")
+    _write(folder / "report.html", _render(findings, figures))
     return folder / "report.html"
 
 
-def _render(results: dict, arms: list[ArmSummary], figures: dict[str, Path]) -> str:
+def own_tables(findings: Findings) -> list[str]:
+    """Markdown of the measures that have tables of their own."""
+    measured = [(name, MEASURES[name].tables) for name in findings.measures]
+    return [tables(findings.by_arm(name)) for name, tables in measured if tables is not None]
+
+
+def _render(findings: Findings, figures: dict[str, Path]) -> str:
     environment = Environment(
         loader=PackageLoader("bn_detect.study"),
         autoescape=True,
@@ -35,18 +43,47 @@ def _render(results: dict, arms: list[ArmSummary], figures: dict[str, Path]) -> 
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    headers, rows = cells(arms, "\n")
+    headers, rows = cells(findings, "\n")
+    found = Leaks(findings)
+    probed = any(leak is not None for leak in found.found.values())
+    failures = [(n, failure) for n, arm in findings.arms.items() for failure in arm["failed"]]
     return environment.get_template("report.html.j2").render(
-        study=results["study"],
-        versions=results.get("versions") or {},
-        command=results.get("command") or "",
-        arms=arms,
+        study=findings.study,
+        versions=findings.versions,
+        command=findings.command,
+        leaks=[(a, found.found[a], found.sentence(a)) for a in findings.arms] if probed else [],
+        claims=claims(findings),
         headers=headers,
         rows=rows,
-        failures=[(arm.name, failure) for arm in arms for failure in arm.failed],
+        tables=[_html(text) for text in own_tables(findings)],
+        failures=failures,
         figures=[(caption, path.stem, _data_url(path)) for caption, path in figures.items()],
-        settings=json.dumps(results["study"], indent=2, ensure_ascii=False, default=str),
+        settings=json.dumps(findings.study, indent=2, ensure_ascii=False, default=str),
     )
+
+
+def _html(markdown: str) -> Markup:
+    """Turn the Markdown of our own tables (headings, tables, lists, paragraphs) into HTML."""
+    parts = []
+    for block in markdown.split("\n\n"):
+        if block.startswith("#"):
+            parts.append(Markup("<h3>{}</h3>").format(block.lstrip("# ")))
+        elif block.startswith("|"):
+            header, _, *rows = [line.strip("|").split("|") for line in block.splitlines()]
+            lines = [_row(header, "th"), *(_row(row, "td") for row in rows)]
+            parts.append(
+                Markup('<div class="scroll"><table>{}</table></div>').format(Markup("").join(lines))
+            )
+        else:
+            parts.append(
+                Markup("<p>{}</p>").format(Markup("<br>").join(map(escape, block.splitlines())))
+            )
+    return Markup("\n").join(parts)
+
+
+def _row(row: list[str], tag: str) -> Markup:
+    texts = [Markup(f"<{tag}>{{}}</{tag}>").format(cell.strip()) for cell in row]
+    return Markup("<tr>{}</tr>").format(Markup("").join(texts))
 
 
 def _data_url(picture: Path) -> str:

@@ -1,26 +1,25 @@
 """The runs of a study: an arm with a seed, in a folder of its own."""
 
-import json
+import hashlib
 import os
-import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from detectron2.config import CfgNode
 
 from ..engine.trainer import BNTrainer
-from ..runtime.files import write_atomically, write_json
-from .metrics import latest
-from .plan import Study
+from ..runtime.files import write_json
+from .folders import read_json
+from .measures.metrics import latest
+from .measures.registry import MEASURES
+from .plan import Options, Study
 from .settings import arm_config
 
 CHECKPOINT = "model_final.pth"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
     """What a run is, and where.
 
@@ -31,14 +30,16 @@ class Run:
         settings: the resolved config as YAML, less the output folder.
         weights: the checkpoint to measure, a path or URL; the run's own where it `trains`.
         trains: whether the run makes it.
+        start: the checkpoint of another run from which training goes on; "" where it begins.
         workers: processes (GPUs) that train it, or did.
-        processes: that the run itself needs at most.
-        measure: of `plan.MEASURES`. imports: modules to import first.
+        processes: how many the run itself needs at most.
+        measure: options by name of what is measured. imports: modules to import first.
         iterations: of training; 0 where it does not train.
         train_options: config keys and values for the training only.
         on_gpu: whether it needs one.
         datasets: that it reads.
         trust: load checkpoints that may execute code too.
+        fingerprint: of a given checkpoint file; "" where there is none.
     """
 
     arm: str
@@ -47,15 +48,17 @@ class Run:
     settings: str
     weights: str
     trains: bool
+    start: str
     workers: int
     processes: int
-    measure: tuple[str, ...]
+    measure: dict[str, Options]
     imports: tuple[str, ...]
     iterations: int
     train_options: tuple[str, ...]
     on_gpu: bool
     datasets: tuple[str, ...]
     trust: bool = False
+    fingerprint: str = ""
 
     @property
     def label(self) -> str:
@@ -63,12 +66,17 @@ class Run:
 
     @property
     def trained(self) -> bool:
-        """Whether the checkpoint is there; of a URL it is taken for granted."""
+        """Whether the checkpoint is there; a URL is taken for granted."""
         return "://" in self.weights or Path(self.weights).is_file()
 
     @property
     def measured(self) -> bool:
-        return set(self.measure) <= set(self.measurements().get("measured", ()))
+        return not self.missing()
+
+    def missing(self) -> list[str]:
+        """Names of what is still to be measured."""
+        measured = self.measurements().get("measured", {})
+        return [name for name, options in self.measure.items() if measured.get(name) != options]
 
     def measurements(self) -> dict[str, Any]:
         """What measurements.json holds so far."""
@@ -86,93 +94,116 @@ class Run:
 
     def identity(self) -> dict[str, Any]:
         """What must be the same for its results to be kept. Paths within the study are relative."""
-        weights, folder = self.weights, self.folder.resolve()
-        if Path(weights).is_relative_to(folder.parents[1]):
-            weights = os.path.relpath(weights, folder)
-        same = {"arm": self.arm, "seed": self.seed, "trains": self.trains, "weights": weights}
-        return {**same, "workers": self.workers, "iterations": self.iterations}
+        folder = self.folder.resolve()
+
+        def relative(path: str) -> str:
+            within = path and Path(path).is_relative_to(folder.parents[1])
+            return os.path.relpath(path, folder) if within else path
+
+        same = {"arm": self.arm, "seed": self.seed, "trains": self.trains}
+        same |= {"weights": relative(self.weights), "start": relative(self.start)}
+        same |= {"workers": self.workers, "iterations": self.iterations}
+        return same | ({"fingerprint": self.fingerprint} if self.fingerprint else {})
 
 
 def plan_runs(
     study: Study,
     output: Path,
     *,
-    workers: int,
     weights: str | None = None,
     trust: bool = False,
     here: bool = True,
+    processes: int | None = None,
 ) -> list[list[Run]]:
-    """The runs, in groups that one job does one after the other: a training and what reuses it.
+    """List the runs, in groups that one job does one after the other: a training and what uses it.
 
     Groups are in the order of their seeds, so that each arm has a result early.
 
     Args:
         output: the study's folder.
-        workers: processes (GPUs) of a run; of a study that trains nothing, those that trained.
         weights: the checkpoint of a study that trains nothing.
         trust: load checkpoints that may execute code too.
         here: see `arm_config`.
+        processes: of a run of a study that trains nothing; default: one.
 
     Raises:
         ValueError: see `arm_config`; or a config without a dataset.
     """
-    configs = {arm.name: arm_config(study, arm, workers=workers, here=here) for arm in study.arms}
+    configs = {
+        arm.name: arm_config(study, arm, here=here, weights=weights, trust=trust)
+        for arm in study.arms
+    }
+    given = "" if study.train or weights is None else _absolute(weights)
+    fingerprint = _fingerprint(given)
 
     def run(arm_name: str, seed: int) -> Run:
         arm, cfg = study.arm(arm_name), configs[arm_name].clone()
         cfg.defrost()
         cfg.SEED, cfg.OUTPUT_DIR = seed, "."
         trains = study.train and arm.inference_of is None
-        folder = _folder(output, arm.slug, seed)
+        measure = study.measures_of(arm)
         made_by = study.arm(arm.inference_of) if arm.inference_of else arm
         own = _folder(output, made_by.slug, seed).resolve() / CHECKPOINT
-        scaled = BNTrainer.auto_scale_workers(cfg, workers)
+        start = ""
+        if arm.starts_from:
+            parent = _folder(output, study.arm(arm.starts_from.arm).slug, seed).resolve()
+            start = str(parent / f"model_{arm.starts_from.iteration - 1:07d}.pth")
         # What is measured afterwards need not be evaluated at the end of training as well.
-        again = "evaluation" in study.measure and cfg.TEST.EVAL_PERIOD == 0
+        again = cfg.TEST.EVAL_PERIOD == 0
         return Run(
             arm=arm.name,
             seed=seed,
-            folder=folder,
+            folder=_folder(output, arm.slug, seed),
             settings=cfg.dump(),
-            weights=str(own) if study.train else _absolute(weights),
+            weights=str(own) if study.train else given,
             trains=trains,
-            workers=workers,
-            processes=workers if study.train else 1,
-            measure=study.measure,
+            start=start,
+            workers=study.workers,
+            processes=study.workers if study.train else processes or 1,
+            measure=measure,
             imports=study.imports,
-            iterations=scaled.SOLVER.MAX_ITER if trains else 0,
+            iterations=_iterations(cfg, study.workers) if trains else 0,
             train_options=("DATASETS.TEST", "()") if again else (),
             on_gpu=cfg.MODEL.DEVICE != "cpu",
-            datasets=_datasets(study, arm.name, cfg, trains),
+            datasets=_datasets(study, arm.name, cfg, trains, measure),
             trust=trust,
+            fingerprint=fingerprint,
         )
 
     return [
         [run(name, seed) for name in (arm.name, *_users(study, arm.name))]
         for seed in range(1, study.seeds + 1)
         for arm in study.arms
-        if arm.inference_of is None
+        if arm.parent is None
     ]
 
 
 def _users(study: Study, name: str) -> list[str]:
-    return [arm.name for arm in study.arms if arm.inference_of == name]
+    return [arm.name for arm in study.arms if arm.parent == name]
 
 
-def _datasets(study: Study, arm: str, cfg: CfgNode, trains: bool) -> tuple[str, ...]:
-    """What a run reads; for most probes the images of validation are enough.
+def _iterations(cfg: CfgNode, workers: int) -> int:
+    return BNTrainer.auto_scale_workers(cfg, workers).SOLVER.MAX_ITER
+
+
+def _datasets(
+    study: Study, arm: str, cfg: CfgNode, trains: bool, measure: dict[str, Options]
+) -> tuple[str, ...]:
+    """What a run reads; for most measures the images of validation are enough.
 
     Raises:
         ValueError: something must be read, but the config names nothing.
     """
-    training = trains or cfg.TEST.PRECISE_BN.ENABLED
-    training |= not {"evaluation", "decomposition"}.isdisjoint(study.measure)
-    for key, names in (("TEST", cfg.DATASETS.TEST), ("TRAIN", cfg.DATASETS.TRAIN)):
-        if not names and (training or key == "TEST"):
+    reads = {split for name in measure for split in MEASURES[name].reads} | {"TEST"}
+    reads |= {"TRAIN"} if trains or cfg.TEST.PRECISE_BN.ENABLED else set()
+    for split in sorted(reads):
+        if not cfg.DATASETS[split]:
             raise ValueError(
-                f"{study.file}: arm {arm!r}: DATASETS.{key} is empty; its images are needed"
+                f"{study.file}: arm {arm!r}: DATASETS.{split} is empty; its images are needed"
             )
-    return (*(cfg.DATASETS.TRAIN if training else ()), *cfg.DATASETS.TEST)
+    return tuple(
+        name for split in ("TRAIN", "TEST") if split in reads for name in cfg.DATASETS[split]
+    )
 
 
 def _folder(output: Path, slug: str, seed: int) -> Path:
@@ -183,69 +214,12 @@ def _absolute(weights: str) -> str:
     return weights if "://" in weights else str(Path(weights).resolve())
 
 
-def check_folders(runs: Sequence[Run]) -> None:
-    """Raise ValueError where a folder holds a run with other settings."""
-    for run in runs:
-        found = read_json(run.folder / "run.json")
-        if not found:
-            continue
-        kept = yaml.safe_load((run.folder / "settings.yaml").read_text())
-        old = _flat({key: found.get(key) for key in run.identity()}) | _flat(kept)
-        new = _flat(run.identity()) | _flat(yaml.safe_load(run.settings))
-        differ = [
-            f"{key} {old.get(key)!r}, not {new.get(key)!r}"
-            for key in sorted(old | new)
-            if old.get(key) != new.get(key)
-        ]
-        if differ:
-            raise ValueError(
-                f"{run.folder} holds a run with other settings ({'; '.join(differ[:3])}); use "
-                "another --output, or --force to run it anew"
-            )
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """The leaves of nested mappings, by dotted key."""
-    if not isinstance(tree, dict):
-        return {prefix[:-1]: tree}
-    return {
-        name: leaf
-        for key, value in tree.items()
-        for name, leaf in _flat(value, f"{prefix}{key}.").items()
-    }
-
-
-def prepare_folders(runs: Sequence[Run]) -> None:
-    """Make the folders that are not there yet, so that each says by itself what is to be done."""
-    for run in runs:
-        run.folder.mkdir(parents=True, exist_ok=True)
-        text = run.settings.encode()
-        write_atomically(run.folder / "settings.yaml", lambda file, text=text: file.write(text))
-        more = {"processes": run.processes, "measure": run.measure, "imports": run.imports}
-        more["trust"] = run.trust
-        write_json(run.folder / "run.json", run.identity() | more)
-        if run.status().get("state") == "failed":  # it gets another try
-            run.set_status("waiting")
-
-
-def forget(runs: Sequence[Run]) -> None:
-    """Delete what the runs have done."""
-    for run in runs:
-        shutil.rmtree(run.folder, ignore_errors=True)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The file's object; {} where there is no file.
-
-    Raises:
-        ValueError: it is there, but no JSON object; names the file.
-    """
-    if not path.exists():
-        return {}
-    try:
-        found = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}; --force begins the run anew") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} holds no JSON object; --force begins the run anew")
-    return found
+def _fingerprint(weights: str) -> str:
+    """Hash of a given checkpoint file, whose path alone does not say what is in it."""
+    if not weights or not Path(weights).is_file():
+        return ""
+    digest = hashlib.sha256()
+    with open(weights, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()[:16]

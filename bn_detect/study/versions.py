@@ -1,5 +1,6 @@
 """What a run was made with."""
 
+import functools
 import platform
 import subprocess
 from importlib import metadata
@@ -11,6 +12,7 @@ import torch
 PACKAGES = ("bn_detect", "torch", "torchvision", "numpy", "scikit-learn")
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """Versions of Python and packages, the processor or GPU, and the state of the code in git."""
     found = {"python": platform.python_version(), "detectron2": detectron2.__version__}

@@ -67,7 +67,7 @@ GN = "MODEL.ROI_BN.BATCH worker MODEL.ROI_BOX_HEAD.NORM GN"
         (f"{MODULES} TEST.PRECISE_BN.ENABLED True", f"TEST.PRECISE_BN.MODULES: {NO_HEAD}"),
         (f"--eval-only --eval-stats precise {MODULES}", f"TEST.PRECISE_BN.MODULES: {NO_HEAD}"),
         (f"{GN} MODEL.ROI_BN.FREEZE_ITER 5", "the model has no BatchNorm layer"),
-        (f"{GN} MODEL.ROI_BN.LOG_STATS 5", "LOG_STATS is set, but no RoI head has BatchNorm"),
+        (f"{GN} MODEL.ROI_BN.LOG_STATS 5", "LOG_STATS is 5, but no RoI head has BatchNorm"),
     ],
 )
 def test_layers_that_are_not_there(words, message, capsys, monkeypatch):
@@ -115,7 +115,7 @@ def test_too_few_workers(command, number, capsys, tmp_path):
         out = tmp_path / ("out" if command is domain_shift.main else "out.pth")
         arguments += ["--weights", str(tmp_path / "in.pth"), "--output", str(out)]
     assert command(arguments) == 2
-    assert f"--num-gpus is {number}; it must be at least 1" in capsys.readouterr().err
+    assert f"--num-gpus is {number};" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

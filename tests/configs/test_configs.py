@@ -9,7 +9,8 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 
 from bn_detect import add_bn_detect_config
-from bn_detect.configuration.validation import validate_config
+from bn_detect.configuration.model import check_model
+from bn_detect.configuration.settings import check_settings
 from bn_detect.layers import LevelBatchNorm2d, RoIBatchNorm2d
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -162,9 +163,10 @@ def flat(cfg: CfgNode, prefix: str = "") -> dict[str, Any]:
 def test_loads_validates_and_builds(path):
     cfg = load(path)
     workers = {"neon": 2, "digits": 1}.get(path.parts[0], 8)
-    validate_config(cfg, workers)
+    check_settings(cfg, workers)
     cfg.MODEL.WEIGHTS = ""
     model = build_model(cfg)
+    check_model(cfg, model, trains=True, precise=cfg.TEST.PRECISE_BN.ENABLED)
     kind = LevelBatchNorm2d if "retinanet" in path.name.lower() else RoIBatchNorm2d
     layers = [m for m in model.modules() if isinstance(m, kind)]
     assert bool(layers) == ("nonorm" not in path.name)
@@ -213,7 +215,7 @@ def test_table6_on_other_numbers_of_gpus(row):
     assert (8, cfg.MODEL.ROI_BN.VIRTUAL_WORKERS) in settings  # as it stands: for 8 GPUs
     for gpus, virtual_workers in settings:
         cfg.MODEL.ROI_BN.VIRTUAL_WORKERS = virtual_workers
-        validate_config(cfg, gpus)
+        check_settings(cfg, gpus)
         of_a_worker = cfg.SOLVER.IMS_PER_BATCH // (gpus * virtual_workers)
         if cfg.MODEL.ROI_BN.BATCH == "images":
             assert images == cfg.MODEL.ROI_BN.IMAGES_PER_GROUP

@@ -16,7 +16,8 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from bn_detect.configuration.validation import validate_config
+from bn_detect.configuration.check import check_run
+from bn_detect.engine import BNTrainer
 from bn_detect.layers import LevelBatchNorm2d
 from bn_detect.modeling import BNRetinaNet, BNRetinaNetHead, BNRPNHead
 from bn_detect.population import update_population_stats
@@ -182,7 +183,7 @@ def set_choices(cfg: CfgNode, choices: dict) -> None:
 @pytest.mark.parametrize("choices", CHOICES, ids=lambda c: "-".join(c.values()))
 def test_trains_two_iterations_and_detects(make, choices):
     cfg = make(**choices)
-    validate_config(cfg, 2)
+    check_run(cfg, 2, BNTrainer, ())
     torch.manual_seed(0)
     model = build_model(cfg)
     layers = [m for m in model.modules() if isinstance(m, LevelBatchNorm2d)]
@@ -244,7 +245,7 @@ def wrong(make, **keys) -> CfgNode:
             "MODEL.LEVEL_BN.BATCH is 'stage'; it must be 'shared' or 'level'",
         ),
         (
-            wrong(retinanet_config, LEVEL_BN__AFFINE="level", RETINANET__NORM="GN"),
+            wrong(retinanet_config, LEVEL_BN__AFFINE="level", RETINANET__NORM=""),
             "MODEL.LEVEL_BN.AFFINE level: set, but no head has BatchNorm over the feature",
         ),
         (
@@ -253,13 +254,13 @@ def wrong(make, **keys) -> CfgNode:
         ),
         (
             wrong(rpn_config, RPN__HEAD_NAME="StandardRPNHead"),
-            "MODEL.RPN.NORM is 'SyncBN', but MODEL.RPN.HEAD_NAME is 'StandardRPNHead', which has",
+            "MODEL.RPN.HEAD_NAME is 'StandardRPNHead', which has no norm (MODEL.RPN.NORM is 'Sync",
         ),
     ],
 )
 def test_mistakes(cfg, said):
     with pytest.raises(ValueError) as caught:
-        validate_config(cfg, 2)
+        check_run(cfg, 2, BNTrainer, ())
     assert said in str(caught.value)
 
 
@@ -290,6 +291,21 @@ def test_precise_bn_of_each_population(choices, source):
     for level in every:
         expected = pooled(batches, [level] if per_level else every)
         torch.testing.assert_close(layer.statistics_of(level), expected, **CLOSE)
+
+
+@pytest.mark.parametrize("batch", ["shared", "level"])
+def test_precise_bn_normalizes_as_the_head_then_does(batch):
+    """A second layer gets what the first makes of each level with the statistics of that level."""
+    choices = {"batch": batch, "population": "level", "affine": "shared"}
+    first, second = (LevelBatchNorm2d(CHANNELS, len(SIZES), **choices).double() for _ in range(2))
+    model, xs = nn.Sequential(first, second), features(4)
+    update_population_stats(model, [xs], 1, progress=False)
+    assert first.batch == second.batch == batch
+    for y in model.eval()(xs):
+        mean, var = pooled([[y]], [0])
+        count = y[:, 0].numel()  # the variance in training is biased, that of the population is not
+        expected = torch.zeros_like(mean), torch.full_like(var, 1 - 1 / count)
+        torch.testing.assert_close((mean, var), expected, rtol=1e-3, atol=1e-3)
 
 
 def trained(images: range, total: int, wrap=lambda model: model) -> dict[str, Tensor]:

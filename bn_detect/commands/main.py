@@ -1,0 +1,67 @@
+"""`bn-detect SUBCOMMAND ...`: which module is which subcommand. Each is imported when it is run."""
+
+import difflib
+import importlib
+import sys
+
+# The subcommand's module in bn_detect.commands, and what it does.
+SUBCOMMANDS = {
+    "train": ("train", "train or evaluate a model"),
+    "study": ("study", "train the arms of a study, measure them, report"),
+    "precise-bn": ("precise_bn", "give a checkpoint the statistics of a PreciseBN pass"),
+    "domain-shift": ("domain_shift", "evaluate under population statistics of other images"),
+    "data": ("data", "prepare datasets, and check datasets"),
+    "benchmark": ("benchmark", "measure time, memory and traffic"),
+    "demo": ("demo", "train on aerial images under two normalization batches"),
+}
+NEEDS = (
+    "it needs Detectron2: run `make setup` in a clone of bn_detect, or install it as "
+    "https://detectron2.readthedocs.io/tutorials/install.html says"
+)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a subcommand and return its exit code; see `bn_detect.commands.run`."""
+    words = sys.argv[1:] if arguments is None else arguments
+    if not words or words[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if words else 2
+    name, *rest = words
+    if name not in SUBCOMMANDS:
+        near = difflib.get_close_matches(name, SUBCOMMANDS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        known = ", ".join(SUBCOMMANDS)
+        print(f"error: {name!r} is no subcommand; there are {known}{hint}", file=sys.stderr)
+        return 2
+    sys.argv[0] = f"bn-detect {name}"  # which the usage of the subcommand begins with
+    try:
+        module = importlib.import_module(f"bn_detect.commands.{SUBCOMMANDS[name][0]}")
+        return module.main(rest)
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] != "detectron2":
+            raise
+        print(f"error: bn-detect {name}: {NEEDS}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:  # while it is imported
+        print("interrupted by SIGINT", file=sys.stderr)
+        return 130
+
+
+def usage() -> str:
+    """Return the help text: a line for each subcommand."""
+    lines = [f"  {name:13} {what}" for name, (_, what) in SUBCOMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: bn-detect SUBCOMMAND [options]",
+            "",
+            "The normalization batch of BatchNorm in R-CNN heads: train, measure, repair.",
+            "",
+            *lines,
+            "",
+            "bn-detect SUBCOMMAND --help tells its options.",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,76 @@
+"""Compare a run's config with the one that it was started with, when it is resumed."""
+
+from typing import Any
+
+import yaml
+from detectron2.config import CfgNode
+
+from .values import flat_keys
+
+# What a resumed run keeps from its checkpoint, whatever its config says (the optimizer's settings,
+# the seed), or what would give the images or the normalization batch of two runs in one.
+FIXED = (
+    "SEED",
+    "DATASETS.TRAIN",
+    "DATALOADER.ASPECT_RATIO_GROUPING",
+    "DATALOADER.CLASSES_PER_WORKER_BATCH",
+    "DATALOADER.FILTER_EMPTY_ANNOTATIONS",
+    "DATALOADER.SAMPLER_TRAIN",
+    "MODEL.LEVEL_BN",
+    "MODEL.ROI_BN.BATCH",
+    "MODEL.ROI_BN.IMAGES_PER_GROUP",
+    "MODEL.ROI_BN.SHUFFLE_GROUPS",
+    "MODEL.ROI_BN.VIRTUAL_WORKERS",
+    "SOLVER.BACKBONE_MULTIPLIER",
+    "SOLVER.BASE_LR",
+    "SOLVER.BIAS_LR_FACTOR",
+    "SOLVER.IMS_PER_BATCH",
+    "SOLVER.MOMENTUM",
+    "SOLVER.NESTEROV",
+    "SOLVER.OPTIMIZER",
+    "SOLVER.WEIGHT_DECAY",
+)
+# What does not change the training.
+FREE = (
+    "CUDNN_BENCHMARK",
+    "DATALOADER.NUM_WORKERS",
+    "DATASETS.TEST",
+    "MODEL.DEVICE",
+    "MODEL.ROI_BN.EXCHANGE",
+    "MODEL.ROI_BN.LOG_STATS",
+    "MODEL.ROI_BN.TEST_",
+    "MODEL.WEIGHTS",
+    "OUTPUT_DIR",
+    "SOLVER.CHECKPOINT_PERIOD",
+    "TEST.",
+    "VERSION",
+    "VIS_PERIOD",
+)
+
+
+def changes(before: str, cfg: CfgNode) -> str:
+    """Return "KEY was A, is B" for each setting of the training that changes on the way, or "".
+
+    Args:
+        before: the YAML of the config that the run was started with. A key that one of the two
+            lacks, as between versions of Detectron2, is left out.
+
+    Raises:
+        ValueError: one of them cannot change (`FIXED`); names all of these.
+    """
+    old, new = _values(CfgNode(yaml.safe_load(before))), _values(cfg)
+    said: dict[bool, list[str]] = {True: [], False: []}
+    for key, value in new.items():
+        if key in old and old[key] != value and not key.startswith(FREE):
+            said[key.startswith(FIXED)].append(f"{key} was {old[key]!r}, is {value!r}")
+    if said[True]:
+        raise ValueError(
+            f"{'; '.join(said[True])}. These cannot change in a run that is resumed; give their "
+            "old values, or start another run in another OUTPUT_DIR"
+        )
+    return "; ".join(said[False])
+
+
+def _values(cfg: CfgNode) -> dict[str, Any]:
+    plain = yaml.safe_load(cfg.dump())  # lists for tuples, as in the file
+    return dict(flat_keys(CfgNode(plain)))

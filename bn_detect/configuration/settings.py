@@ -1,0 +1,176 @@
+"""Find what cannot work in the values of a config, before anything is built."""
+
+import os
+from urllib.parse import urlparse
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.file_io import PathManager
+
+from ..data import CLASSIFICATION
+from ..data.rendering import PER
+from ..layers.level_batch_norm import LEVEL_CHOICES, MOVING_AVERAGES
+from ..population.precise_bn import ROI_SOURCES
+from .keys import changed_keys, naming_keys, normalization_batch
+
+OPTIMIZERS = ("SGD", "ADAMW")
+CLASSIFIER = "BNImageClassifier"
+RESUMABLE_SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler")
+
+
+def check_settings(cfg: CfgNode, world_size: int, *, trains: bool = True) -> None:
+    """Raise ValueError, naming key and value, for the first setting that cannot work.
+
+    Args:
+        cfg: scaled to the world size.
+        world_size: workers over all machines.
+        trains: whether training images are used, in batches of SOLVER.IMS_PER_BATCH.
+    """
+    settings = normalization_batch(cfg)
+    _check_device(cfg.MODEL.DEVICE)
+    if trains:
+        _check_images(cfg, world_size)
+        with naming_keys():
+            settings.spans(world_size)
+    _check_population(cfg)
+    for key, value in cfg.MODEL.LEVEL_BN.items():
+        known = MOVING_AVERAGES if key == "MOVING_AVERAGE" else LEVEL_CHOICES
+        if value not in known:
+            raise ValueError(
+                f"MODEL.LEVEL_BN.{key} is {value!r}; it must be {' or '.join(map(repr, known))}"
+            )
+    if cfg.SOLVER.OPTIMIZER not in OPTIMIZERS:
+        raise ValueError(
+            f"SOLVER.OPTIMIZER is {cfg.SOLVER.OPTIMIZER!r}; it must be one of "
+            f"{', '.join(OPTIMIZERS)}"
+        )
+    if cfg.TEST.AUG.ENABLED:
+        raise ValueError(
+            "TEST.AUG.ENABLED is True, but test-time augmentation is not done here; set it to False"
+        )
+    _check_proposals(cfg)
+    _check_rendering(cfg)
+    _check_classifier(cfg)
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"MODEL.DEVICE is {device!r}; it must be cpu, cuda or cuda:N") from error
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(
+            f"MODEL.DEVICE is {device!r}, but no CUDA device is available; add MODEL.DEVICE cpu"
+        )
+
+
+def _check_images(cfg: CfgNode, world_size: int) -> None:
+    images, workers = cfg.SOLVER.IMS_PER_BATCH, cfg.MODEL.ROI_BN.VIRTUAL_WORKERS
+    if images < 1 or images % world_size:
+        raise ValueError(
+            f"SOLVER.IMS_PER_BATCH is {images}; it must be a positive multiple of the {world_size} "
+            "workers"
+        )
+    if (images // world_size) % workers:
+        raise ValueError(
+            f"MODEL.ROI_BN.VIRTUAL_WORKERS is {workers}, which does not divide the "
+            f"{images // world_size} images of a worker (SOLVER.IMS_PER_BATCH {images} over "
+            f"{world_size} workers)"
+        )
+    with naming_keys():
+        normalization_batch(cfg).check_images(images // world_size // workers)
+
+
+def _check_population(cfg: CfgNode) -> None:
+    source, num_iter = cfg.TEST.PRECISE_BN.ROI_SOURCE, cfg.TEST.PRECISE_BN.NUM_ITER
+    if source not in ROI_SOURCES:
+        raise ValueError(
+            f"TEST.PRECISE_BN.ROI_SOURCE is {source!r}; it must be one of {', '.join(ROI_SOURCES)}"
+        )
+    if num_iter < 1:  # LOG_STATS, --eval-stats and studies need it too
+        raise ValueError(f"TEST.PRECISE_BN.NUM_ITER is {num_iter}; it must be at least 1")
+    if cfg.MODEL.ROI_BN.FREEZE_ITER >= 0 and cfg.MODEL.ROI_BN.TEST_STATS == "minibatch":
+        raise ValueError(
+            f"MODEL.ROI_BN.FREEZE_ITER is {cfg.MODEL.ROI_BN.FREEZE_ITER} with TEST_STATS "
+            "'minibatch': a head trained with frozen statistics is evaluated with them; use "
+            "TEST_STATS 'population', or FREEZE_ITER -1"
+        )
+
+
+def _check_proposals(cfg: CfgNode) -> None:
+    for split in ("TRAIN", "TEST") if cfg.MODEL.LOAD_PROPOSALS else ():
+        files, names = cfg.DATASETS[f"PROPOSAL_FILES_{split}"], cfg.DATASETS[split]
+        if len(files) != len(names):
+            raise ValueError(
+                f"DATASETS.PROPOSAL_FILES_{split} is {files}, but DATASETS.{split} is {names}; "
+                "with MODEL.LOAD_PROPOSALS each dataset needs its file"
+            )
+
+
+def _check_rendering(cfg: CfgNode) -> None:
+    per, sampler = cfg.INPUT.RENDERING.PHOTOMETRIC_PER, cfg.DATALOADER.SAMPLER_TRAIN
+    if per not in PER:
+        raise ValueError(
+            f"INPUT.RENDERING.PHOTOMETRIC_PER is {per!r}; it must be one of {', '.join(PER)}"
+        )
+    if changed := changed_keys(cfg, "INPUT.RENDERING"):
+        if cfg.MODEL.META_ARCHITECTURE != CLASSIFIER:
+            raise ValueError(
+                f"{', '.join(changed)}: set, but MODEL.META_ARCHITECTURE is "
+                f"{cfg.MODEL.META_ARCHITECTURE!r}; only images of {CLASSIFIER!r} are rendered"
+            )
+        if per == "batch" and sampler not in RESUMABLE_SAMPLERS:
+            raise ValueError(
+                f"INPUT.RENDERING.PHOTOMETRIC_PER is 'batch' with DATALOADER.SAMPLER_TRAIN "
+                f"{sampler!r}; use one of {', '.join(RESUMABLE_SAMPLERS)}"
+            )
+
+
+def _check_classifier(cfg: CfgNode) -> None:
+    classes = cfg.DATALOADER.CLASSES_PER_WORKER_BATCH
+    if classes < 0:
+        raise ValueError(
+            f"DATALOADER.CLASSES_PER_WORKER_BATCH is {classes}; it must be a number of classes, or "
+            "0 for images of any"
+        )
+    if cfg.MODEL.META_ARCHITECTURE != CLASSIFIER:
+        if classes:
+            raise ValueError(
+                f"DATALOADER.CLASSES_PER_WORKER_BATCH is {classes}, but MODEL.META_ARCHITECTURE "
+                f"is {cfg.MODEL.META_ARCHITECTURE!r}; only images of {CLASSIFIER!r} have a class"
+            )
+        return
+    if cfg.MODEL.CLASSIFIER.NUM_CLASSES < 2:
+        raise ValueError(
+            f"MODEL.CLASSIFIER.NUM_CLASSES is {cfg.MODEL.CLASSIFIER.NUM_CLASSES}; it must be at "
+            "least 2"
+        )
+    crop = cfg.INPUT.CROP
+    if crop.ENABLED and (crop.TYPE != "absolute" or min(crop.SIZE) < 1):
+        raise ValueError(
+            f"INPUT.CROP.TYPE is {crop.TYPE!r} with SIZE {list(crop.SIZE)}; {CLASSIFIER} takes "
+            "'absolute' with a size in pixels, such as [224, 224]"
+        )
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        kind = MetadataCatalog.get(name).get("evaluator_type") if name in DatasetCatalog else None
+        if name in DatasetCatalog and kind != CLASSIFICATION:
+            raise ValueError(
+                f"DATASETS: {name!r} has evaluator_type {kind!r}; {CLASSIFIER} takes "
+                f"{CLASSIFICATION!r}, whose images have a class each"
+            )
+
+
+def check_weights(cfg: CfgNode, *, resume: bool) -> None:
+    """Raise ValueError where MODEL.WEIGHTS is a local file that is not there; URLs are not tried.
+
+    Args:
+        resume: whether the run goes on from the checkpoint in OUTPUT_DIR; where there is one, no
+            other is read.
+    """
+    if resume and PathManager.exists(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")):
+        return
+    url = urlparse(cfg.MODEL.WEIGHTS)
+    path = url._replace(query="").geturl()  # "?matching_heuristics=True" is for Detectron2
+    if path and not url.scheme and not PathManager.isfile(path):
+        raise ValueError(f"MODEL.WEIGHTS is {cfg.MODEL.WEIGHTS!r}, but there is no such file")

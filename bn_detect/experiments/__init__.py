@@ -1,1 +1,0 @@
-"""The paper's experiments beside leakage, on handwritten digits; see docs/experiments.md."""

@@ -1,0 +1,58 @@
+"""A Markdown document on several studies, such as docs/experiments.md."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from ..runtime.files import write_atomically
+from .figures import copy_figures, draw_figures
+from .report import own_tables
+from .results import Findings
+from .summary import Leaks, claims, table
+
+IMAGES = "images"  # beside the document
+
+
+def write_document(path: Path, title: str, studies: Mapping[Path, dict]) -> None:
+    """Write the document, and its pictures into images/ beside it.
+
+    Args:
+        studies: the results.json of each study, by the study's folder.
+    """
+    text = [f"# {title}", _facts(list(studies.values()))]
+    for folder, results in studies.items():
+        findings = Findings(results)
+        text += [f"## {findings.study['name']}", *_section(findings)]
+        figures = draw_figures(findings, folder / "figures")
+        copied = copy_figures(figures, path.parent / IMAGES, Path(findings.study["file"]).stem)
+        text += [f"![{caption}]({IMAGES}/{name})" for caption, name in copied.items()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda file: file.write(("\n\n".join(text) + "\n").encode()))
+
+
+def _section(findings: Findings) -> list[str]:
+    text = [part for part in (findings.study["question"], findings.study["text"]) if part]
+    if findings.shown:
+        text.append(table(findings, "github"))
+    text += own_tables(findings)
+    found = Leaks(findings)
+    if any(leak is not None for leak in found.found.values()):
+        text.append("\n".join(f"* {arm}: **{found.sentence(arm)}**" for arm in findings.arms))
+    if lines := claims(findings):
+        text.append(
+            "\n".join(f"* {c}: **{answer}** {numbers}".rstrip() for c, answer, numbers in lines)
+        )
+    return text
+
+
+def _facts(studies: list[dict]) -> str:
+    runs = [run for results in studies for arm in results["arms"].values() for run in arm["runs"]]
+    seconds = sum(run["train_seconds"] + run["measure_seconds"] for run in runs)
+    seeds = max((run["seed"] for run in runs), default=0)
+    return (
+        f"{len(runs)} runs, {seeds} seeds, {seconds:.0f} seconds of training and measuring in all "
+        f"({os.uname().machine}). Numbers are means over the seeds ± their standard deviation with "
+        'Student\'s 95% interval; differences are paired by seed. "Seen" says that the interval of '
+        "the difference lies above 0. This file is written by `bn-detect study ... --document` "
+        "from what it measured."
+    )

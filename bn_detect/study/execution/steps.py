@@ -1,0 +1,147 @@
+"""The two steps of a run, each given the run's folder, which says all: training and measuring.
+
+The pool imports this module before it forks, so everything that a run needs is imported here.
+"""
+
+import argparse
+import importlib
+import shutil
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.logger import setup_logger
+
+from ...configuration.keys import normalization_batch
+from ...configuration.reading import read_config
+from ...configuration.settings import CLASSIFIER, check_weights
+from ...data import register_derived
+from ...data.rendering import Rendering
+from ...distributed.neighbours import neighbours
+from ...engine.trainer import BNTrainer
+from ...runtime.files import write_atomically, write_json
+from ...runtime.launch import launch, share_cores
+from ..folders import read_json
+from ..measures.registry import MEASURES
+from .measuring import measure  # noqa: F401 - the other step
+
+TIMEOUT = timedelta(minutes=30)
+KEPT_BYTES = 1 << 28  # of images, by one process
+
+
+def train(folder: Path) -> None:
+    """Train from the beginning, from another run's checkpoint, or from where the run was ended."""
+    launch(_train, read_json(folder / "run.json")["workers"], timeout=TIMEOUT, args=(folder,))
+
+
+def _train(folder: Path) -> None:
+    """One worker's part."""
+    run = read_json(folder / "run.json")
+    for module in run["imports"]:
+        importlib.import_module(module)
+    whole, cfg = (
+        read_config(
+            argparse.Namespace(
+                config_file=str(folder / "settings.yaml"),
+                opts=["OUTPUT_DIR", str(folder), *options],
+            )
+        )
+        for options in ((), run["train_options"])
+    )
+    if cfg.MODEL.DEVICE == "cpu":
+        share_cores()
+    setup_logger(str(folder), comm.get_rank())
+    if run["start"] and comm.is_main_process():
+        _go_on_from(folder / run["start"], folder)
+    comm.synchronize()
+    check_weights(cfg, resume=True)
+    ranks = normalization_batch(cfg).spans(comm.get_world_size())
+    neighbours(ranks, timeout=TIMEOUT)
+    register_derived([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
+    if comm.is_main_process():
+        text = cfg.dump().encode()
+        write_atomically(folder / "config.yaml", lambda file: file.write(text))
+    seed_all_rng(cfg.SEED + comm.get_rank())
+    trainer = StudyTrainer(cfg, folder, _follow(whole, run["measure"]))
+    trainer.checkpointer.trust = run["trust"]
+    trainer.resume_or_load(resume=True)
+    trainer.train()
+
+
+def _follow(cfg: CfgNode, measures: dict[str, dict[str, Any]]) -> dict[str, HookBase]:
+    """Make the hooks of the measures that have one."""
+    hooks = {name: MEASURES[name].follow for name in measures}
+    return {name: follow(cfg, measures[name]) for name, follow in hooks.items() if follow}
+
+
+def _go_on_from(checkpoint: Path, folder: Path) -> None:
+    """Put another run's checkpoint where a run that was ended has its own, if it has none."""
+    if not (folder / "last_checkpoint").exists():
+        shutil.copy(checkpoint, folder / checkpoint.name)
+        name = checkpoint.name.encode()
+        write_atomically(folder / "last_checkpoint", lambda file: file.write(name))
+
+
+class StudyTrainer(BNTrainer):
+    """`BNTrainer` with the hooks of a run's measures, and small datasets kept in memory.
+
+    Args:
+        follow: hooks by measure; what they keep goes into followed.json in `folder`.
+    """
+
+    def __init__(self, cfg: CfgNode, folder: Path, follow: dict[str, HookBase]) -> None:
+        self._follow = [*follow.values(), *([_Keep(folder, follow)] if follow else [])]
+        super().__init__(cfg, checked=True)  # when the study was planned
+
+    def build_hooks(self) -> list:
+        # Before the checkpoints: a checkpoint then knows the iteration that was just done.
+        return [*self._follow, *super().build_hooks()]
+
+    @classmethod
+    def build_mapper(cls, cfg: CfgNode, is_train: bool) -> Callable[[dict], dict | None]:
+        mapper = super().build_mapper(cfg, is_train)
+        return _MappedOnce(mapper) if _repeats(cfg) else mapper
+
+
+class _Keep(HookBase):
+    """Write what the hooks kept, before the final checkpoint says that training is done."""
+
+    def __init__(self, folder: Path, follow: dict[str, HookBase]) -> None:
+        self._folder, self._follow = folder, follow
+
+    def after_step(self) -> None:
+        if self.trainer.iter + 1 == self.trainer.max_iter:
+            results = {name: hook.result for name, hook in self._follow.items()}
+            write_json(self._folder / "followed.json", results)
+
+
+def _repeats(cfg: CfgNode) -> bool:
+    """Whether a mapper gives the same for an image each time: no random crop, flip or rendering."""
+    changes = cfg.INPUT.CROP.ENABLED or cfg.INPUT.RANDOM_FLIP != "none"
+    changes = changes or Rendering.from_config(cfg) is not None
+    return cfg.MODEL.META_ARCHITECTURE == CLASSIFIER and not changes
+
+
+class _MappedOnce:
+    """A mapper without random numbers, whose results are kept, up to a limit."""
+
+    def __init__(self, mapper: Callable[[dict], dict | None]) -> None:
+        self._mapper = mapper
+        self._kept: dict[tuple, dict[str, Any]] = {}
+        self._bytes = 0
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any] | None:
+        key = (dataset_dict["file_name"], dataset_dict.get("corruption"))
+        if key in self._kept:
+            return dict(self._kept[key])
+        mapped = self._mapper(dataset_dict)
+        if mapped is not None and self._bytes < KEPT_BYTES:
+            self._bytes += mapped["image"].nbytes
+            self._kept[key] = mapped
+            return dict(mapped)
+        return mapped

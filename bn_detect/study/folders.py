@@ -1,0 +1,162 @@
+"""The folders of a study's runs on disk: prepared, compared with the plan, locked, deleted."""
+
+import contextlib
+import fcntl
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from detectron2.config import get_cfg
+
+from ..configuration.keys import add_bn_detect_config
+from ..runtime.files import write_atomically, write_json
+from .measures.registry import MEASURES
+
+if TYPE_CHECKING:
+    from .runs import Run
+
+# Where and how fast a run is done; its results are the same.
+_OF_THE_MACHINE = ("MODEL.DEVICE", "DATALOADER.NUM_WORKERS")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the file's object; {} where there is no file.
+
+    Raises:
+        ValueError: it is there, but no JSON object; names the file.
+    """
+    try:
+        found = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, RecursionError, ValueError) as error:
+        raise ValueError(f"{path} is no JSON: {error}; --force begins the run anew") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds no JSON object; --force begins the run anew")
+    return found
+
+
+def check_folders(runs: Sequence["Run"]) -> None:
+    """Raise ValueError where a folder holds a run with other settings, or something else."""
+    defaults = _defaults()
+    for run in runs:
+        before = read_json(run.folder / "run.json")
+        if not before:
+            continue
+        for name in ("measurements.json", "status.json", "versions.json"):
+            read_json(run.folder / name)
+        measured = run.measurements()
+        if measured and not all(
+            isinstance(measured.get(key), dict) for key in ("measures", "started", "measured")
+        ):
+            raise ValueError(
+                f"{run.folder / 'measurements.json'} holds something else; use another --output, "
+                "or --force to run it anew"
+            )
+        old = _flat({key: before.get(key) for key in run.identity()}) | _flat(_settings(run))
+        new = _flat(run.identity()) | _flat(yaml.safe_load(run.settings))
+        for name, options in measured.get("started", {}).items():
+            measure = MEASURES.get(name)
+            if (
+                measure
+                and measure.grows
+                and not measure.keeps(options, run.measure.get(name, options))
+            ):
+                raise ValueError(
+                    f"{run.folder} was measured with other options of {name}: {options}; use "
+                    "another --output, or --force to run it anew"
+                )
+        differences = [
+            f"{key} {old.get(key)!r}, not {new.get(key)!r}"
+            for key in sorted(old | new)
+            if key not in _OF_THE_MACHINE
+            and old.get(key, defaults.get(key)) != new.get(key, defaults.get(key))
+        ]
+        if differences:
+            raise ValueError(
+                f"{run.folder} holds a run with other settings ({'; '.join(differences[:3])})"
+                f"{_made_with(run, old.keys() - new.keys())}; use another --output, or --force to "
+                "run it anew"
+            )
+
+
+def _settings(run: "Run") -> dict[str, Any]:
+    path = run.folder / "settings.yaml"
+    try:
+        kept = yaml.safe_load(path.read_text())
+    except (OSError, RecursionError, ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path} cannot be read: {reason}; --force begins the run anew") from error
+    if not isinstance(kept, dict):
+        raise ValueError(f"{path} holds no settings; --force begins the run anew")
+    return kept
+
+
+def _made_with(run: "Run", unknown: set[str]) -> str:
+    """Name the versions, where the run knows keys that are not known here."""
+    versions = read_json(run.folder / "versions.json")
+    made = next(iter(versions.values()), {}).get("detectron2") if versions else None
+    if not unknown or made is None:
+        return ""
+    import detectron2
+
+    return f"; it was made with Detectron2 {made}, and here is {detectron2.__version__}"
+
+
+def _defaults() -> dict[str, Any]:
+    cfg = get_cfg()
+    add_bn_detect_config(cfg)
+    return _flat(yaml.safe_load(cfg.dump()))
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the leaves of nested mappings by dotted key."""
+    if not isinstance(tree, dict):
+        return {prefix[:-1]: tree}
+    return {
+        name: leaf
+        for key, value in tree.items()
+        for name, leaf in _flat(value, f"{prefix}{key}.").items()
+    }
+
+
+def prepare_folders(runs: Sequence["Run"]) -> None:
+    """Make the folders that are not there yet, so that each says by itself what is to be done."""
+    for run in runs:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        text = run.settings.encode()
+        write_atomically(run.folder / "settings.yaml", lambda file, text=text: file.write(text))
+        more: dict[str, Any] = {"processes": run.processes, "measure": run.measure}
+        more |= {"imports": run.imports, "trust": run.trust, "train_options": run.train_options}
+        write_json(run.folder / "run.json", run.identity() | more)
+        if run.status().get("state") == "failed":  # it gets another try
+            run.set_status("waiting")
+
+
+def forget(runs: Sequence["Run"]) -> None:
+    """Delete what the runs have done.
+
+    Raises:
+        ValueError: another process is at one of them; then nothing is deleted.
+    """
+    for run in runs:
+        with contextlib.suppress(FileNotFoundError), locked(run.folder / ".lock") as free:
+            if not free:
+                raise ValueError(f"--force: another process is at the run in {run.folder}")
+    for run in runs:
+        shutil.rmtree(run.folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[bool]:
+    """Lock a file for this process, if no other has it; yields whether it could be locked."""
+    with open(path, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True

@@ -1,0 +1,1 @@
+"""What a study can measure: one file for each measure, and one registry of them."""

@@ -1,0 +1,76 @@
+"""What measures measure: a run's config and model, with its images at hand."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from torch import nn
+
+from ... import probes
+from ...data import register_derived
+from ...engine.trainer import BNTrainer
+from ...layers import NormalizationBatch, RoIBatchNorm2d
+from ...probes.adapters.detectron2_batches import ProbeLoader
+
+Images = list[dict[str, Any]]
+
+
+@dataclass
+class Subject:
+    """A run under measurement.
+
+    Attributes:
+        cfg: its config, for the processes that measure. model: with its checkpoint, in eval mode.
+        folder: of the run.
+        results: what was measured before, by measure.
+        followed: what hooks kept during training, by measure.
+    """
+
+    cfg: CfgNode
+    model: nn.Module
+    folder: Path
+    results: dict[str, Any]
+    followed: dict[str, Any] = field(default_factory=dict)
+    _images: dict[str, Images] = field(default_factory=dict)
+
+    def images(self, name: str) -> Images:
+        """All images of a dataset in its order, as the model takes them; they stay in memory."""
+        if name not in self._images:
+            self._images[name] = mapped_images(self.cfg, name)
+        return self._images[name]
+
+    def loader(self, split: str = "TEST") -> ProbeLoader:
+        """Batches of as many images as all workers have, of the split's first dataset."""
+        name = self.cfg.DATASETS[split][0]
+        return probes.probe_loader(self.cfg, name, self.cfg.SOLVER.IMS_PER_BATCH)
+
+    def batches(self, images: int, splits: tuple[str, ...] = ("TEST",)) -> int:
+        """How many batches hold so many images, or all there are."""
+        available = min(len(self.loader(split)) for split in splits)
+        return min(available, -(-images // self.cfg.SOLVER.IMS_PER_BATCH))
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes of the first test dataset."""
+        name = self.cfg.DATASETS.TEST[0]
+        DatasetCatalog.get(name)  # reading it may set the names
+        return list(MetadataCatalog.get(name).get("thing_classes", []))
+
+    @property
+    def partition(self) -> NormalizationBatch | None:
+        """The normalization batch to probe. None: the head's own; plain BN: that of a worker."""
+        layers = list(self.model.roi_heads.modules())
+        if any(isinstance(layer, RoIBatchNorm2d) for layer in layers):
+            return None
+        if any(isinstance(layer, nn.SyncBatchNorm) for layer in layers):
+            return NormalizationBatch(batch="global")
+        return NormalizationBatch(virtual_workers=self.cfg.MODEL.ROI_BN.VIRTUAL_WORKERS)
+
+
+def mapped_images(cfg: CfgNode, name: str) -> Images:
+    """Read and map all images of a dataset as for testing."""
+    register_derived([name])
+    mapper = BNTrainer.build_mapper(cfg, is_train=False)
+    return [mapper(d) for d in DatasetCatalog.get(name)]
