@@ -133,7 +133,7 @@ def claims(findings: Findings) -> list[tuple[str, str, str]]:
         if gap is None:
             lines.append((claim["claim"], "not measured", ""))
             continue
-        why = "" if gap.low > 0 else claim["otherwise"]
+        why = "" if gap.low > 0 or len(gap.values) == 1 else claim["otherwise"]
         lines.append((claim["claim"], _answer(gap), f"({gap.cell(sign='+')}). {why}".rstrip()))
     return lines
 

@@ -275,10 +275,10 @@ def _matrix(axis: Any, table: Table, severity: int) -> None:
     columns = [CHECKPOINT, *rows]
     values = [[table.estimate(data, s).mean for s in columns] for data in rows]
     # Each row by its own range: rows differ more than columns, which are what is compared.
-    shades = [[(v - min(row)) / max(max(row) - min(row), 1e-9) for v in row] for row in values]
-    axis.imshow(
-        shades, cmap="Blues" if table.more_is_better else "Blues_r", vmax=1.6, aspect="auto"
-    )
+    sign = 1 if table.more_is_better else -1
+    good = [[sign * v for v in row] for row in values]
+    shades = [[(v - min(row)) / max(max(row) - min(row), 1e-9) for v in row] for row in good]
+    axis.imshow(shades, cmap="Blues", vmax=1.6, aspect="auto")
     for y, row in enumerate(values):
         for x, value in enumerate(row):
             axis.text(x, y, f"{value:.1f}", ha="center", va="center")
@@ -296,7 +296,7 @@ def _by_images(axis: Any, table: Table, severity: int) -> None:
             "the checkpoint's statistics": [table.estimate(d, CHECKPOINT) for d in rows],
             "their own statistics": [table.estimate(d, d) for d in rows],
         }
-        bars([_label(d) for d in rows], series, table.metric, axis)
+        bars([d.replace("_", "\n") for d in rows], series, table.metric, axis)
         axis.legend(fontsize=8)
         return
     for number, domain in enumerate(rows):
