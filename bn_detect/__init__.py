@@ -1,20 +1,13 @@
-"""BatchNorm in R-CNN heads with an explicit normalization batch, on top of Detectron2.
+"""BatchNorm in R-CNN heads with an explicit normalization batch.
 
-Importing this package registers its heads and datasets with Detectron2; a dataset of yours that has
-one of their names already stays.
+The layers, their conversion, RoI shuffling, population statistics and probes need torch alone.
+Where Detectron2 is installed, importing this package registers its heads and datasets there; a
+dataset of yours that already has one of their names stays.
 """
 
-try:
-    import detectron2  # noqa: F401
-except ImportError as error:
-    raise ImportError(
-        "bn_detect needs Detectron2: run `make setup` in a clone of bn_detect, or install it as "
-        "https://detectron2.readthedocs.io/tutorials/install.html says."
-    ) from error
+from typing import Any
 
-from . import modeling  # registers the heads
-from .configuration.keys import add_bn_detect_config
-from .data import register_all
+from .distributed import shuffle_rois, unshuffle_rois
 from .layers import (
     NormalizationBatch,
     RoIBatchNorm2d,
@@ -24,22 +17,42 @@ from .layers import (
     grouped_batch_norm,
     set_iteration,
 )
-from .population import update_population_stats
-from .population.averaging import average_running_statistics
+from .population import average_running_statistics, freeze_batchnorm, update_population_stats
 
-register_all(replace=False)
+try:
+    import detectron2
+except ImportError:
+    detectron2 = None
+
+_WITH_DETECTRON2 = ("add_bn_detect_config", "modeling")
 
 __version__ = "0.1.0"
 __all__ = [
     "NormalizationBatch",
     "RoIBatchNorm2d",
     "RoILayout",
-    "add_bn_detect_config",
     "average_running_statistics",
     "convert_batchnorm",
     "convert_roi_batchnorm",
+    "freeze_batchnorm",
     "grouped_batch_norm",
-    "modeling",
     "set_iteration",
+    "shuffle_rois",
+    "unshuffle_rois",
     "update_population_stats",
 ]
+
+if detectron2 is not None:
+    from . import modeling  # registers the heads
+    from .configuration.keys import add_bn_detect_config
+    from .data import register_all
+
+    register_all(replace=False)
+    __all__ += ["add_bn_detect_config", "modeling"]
+
+
+def __getattr__(name: str) -> Any:
+    """Say what to install when a name is asked for that exists with Detectron2 only (PEP 562)."""
+    if name in _WITH_DETECTRON2:
+        from . import needs_detectron2  # noqa: F401
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -112,9 +112,8 @@ def _layers(shape: tuple[int, ...], device: torch.device) -> dict[str, nn.Module
 
 
 def _ours(shape: tuple[int, ...], batch: str) -> RoIBatchNorm2d:
-    """16 images; under "worker" and "shuffled" 8 virtual workers."""
-    virtual = {"virtual_workers": WORKERS} if batch in ("worker", "shuffled") else {}
-    layout = RoILayout(NormalizationBatch(batch, **virtual))
+    """16 images, of 8 virtual workers."""
+    layout = RoILayout(NormalizationBatch(batch, virtual_workers=WORKERS))
     per_image = shape[0] // IMAGES
     layout.record([per_image] * (IMAGES - 1) + [shape[0] - per_image * (IMAGES - 1)])
     return RoIBatchNorm2d(shape[1], layout=layout)

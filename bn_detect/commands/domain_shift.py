@@ -105,7 +105,7 @@ def check(args: argparse.Namespace) -> Planned:
     groups(study)  # checks settings, model and checkpoint before the dataset is read
     dataset = args.images_of or cfg.DATASETS.TEST[0]
     register_derived([dataset, *cfg.DATASETS.TEST])
-    check_datasets([dataset, *cfg.DATASETS.TEST])
+    check_datasets([dataset, *cfg.DATASETS.TEST], cfg)
     workers = args.num_gpus * cfg.MODEL.ROI_BN.VIRTUAL_WORKERS
     options["num_images"] = args.num_images or _default_images(dataset, workers)
     check_images(options, dataset, workers)

@@ -19,7 +19,8 @@ from ..data import register_derived
 from ..engine.evaluation import evaluate_under, evaluation_table, precise_bn
 from ..engine.trainer import BNTrainer
 from ..layers import fill_levels
-from ..population.precise_bn import ROI_SOURCES, select_bn_layers
+from ..population.bn_layers import select_bn_layers
+from ..population.precise_bn import ROI_SOURCES
 from ..runtime.checkpoint_file import add_trust_option, read_checkpoint
 from ..runtime.errors import CheckpointError
 from ..runtime.files import check_writable, write_atomically

@@ -2,16 +2,17 @@
 many classes it knows, and whether the layers that keys speak of are there."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..data import DatasetSummary
 from ..layers import ImageLayout, LevelBatchNorm2d, RoIBatchNorm2d
 from ..layers.watching import watched_layouts
-from ..population.precise_bn import select_bn_layers
+from ..population.bn_layers import select_bn_layers
 from .keys import changed_keys
 from .settings import CLASSIFIER
 from .values import flat_keys, value_of
@@ -23,6 +24,7 @@ _PARTS = {
     "keypoint_head": ("MODEL.ROI_KEYPOINT_HEAD.NAME", "BNKRCNNConvDeconvUpsampleHead"),
 }
 _WHOLE = ("MODEL.ROI_HEADS.NAME", "BNRes5ROIHeads")
+EVAL_STATS = ("population", "minibatch", "precise")  # in the order of tables
 _GIVE_LAYOUTS = "'BNStandardROIHeads', 'BNCascadeROIHeads' or 'BNRes5ROIHeads'"
 
 
@@ -60,6 +62,29 @@ def check_model(cfg: CfgNode, model: nn.Module, *, trains: bool, precise: bool) 
     if precise:
         with naming("TEST.PRECISE_BN.MODULES"):
             select_bn_layers(model, cfg.TEST.PRECISE_BN.MODULES or None)
+
+
+def check_statistics(statistics: Sequence[str], model: nn.Module) -> None:
+    """Raise ValueError for a kind of test statistics that is unknown, or the same as "population"
+    for this model; the message names --eval-stats."""
+    for kind in statistics:
+        if kind not in EVAL_STATS:
+            raise ValueError(f"--eval-stats is {kind!r}; it must be of {', '.join(EVAL_STATS)}")
+        if kind not in kinds_of(model):
+            raise ValueError(
+                f"--eval-stats is {kind!r}, but no BatchNorm layer of this model takes part in it; "
+                f"it must be of {', '.join(kinds_of(model))}"
+            )
+
+
+def kinds_of(model: nn.Module) -> tuple[str, ...]:
+    """Return the kinds of test statistics that mean something for a model; "population" always."""
+    means = {
+        "population": True,
+        "minibatch": _has(model, RoIBatchNorm2d),
+        "precise": _has(model, _BatchNorm),
+    }
+    return tuple(kind for kind in EVAL_STATS if means[kind])
 
 
 def _has(model: nn.Module, kind: type[nn.Module]) -> bool:
@@ -101,7 +126,7 @@ def _check_followers(cfg: CfgNode, model: nn.Module, heads: nn.Module | None, ch
     informed = watched_layouts(model)
     for layout in layouts:
         knows = isinstance(layout, ImageLayout) or layout in informed
-        if layout.settings.needs_images and not knows:
+        if (layout.settings.needs_images or layout.settings.needs_labels) and not knows:
             raise ValueError(
                 f"MODEL.ROI_BN needs the image of each RoI ({changed}), but the pooler of "
                 f"MODEL.ROI_HEADS.NAME {cfg.MODEL.ROI_HEADS.NAME!r} gives no layout; use "

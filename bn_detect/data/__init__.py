@@ -1,6 +1,7 @@
 """Datasets: prepare, register, check and read them."""
 
-from .checks.check import check_dataset, check_datasets
+from .. import needs_detectron2  # noqa: F401
+from .checks.check import check_dataset, check_datasets, check_uses
 from .checks.summary import DatasetSummary, summary_table
 from .classification_mapper import ClassificationMapper
 from .corrupted import register_corrupted, write_corrupted
@@ -33,6 +34,7 @@ __all__ = [
     "check_dataset",
     "check_dataset_options",
     "check_datasets",
+    "check_uses",
     "corrupt",
     "option",
     "prepare_dataset",

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from detectron2.data import MetadataCatalog
 
 CLASSIFICATION = "classification"
+EVALUATORS = ("coco", "lvis", "pascal_voc", CLASSIFICATION)  # types that can be evaluated
 EMPTY_BOXES = "boxes without area"
 REPEATED_IDS = "annotation ids used twice"
 UNLABELLED = "no annotations"

@@ -1,12 +1,12 @@
-"""BatchNorm of several feature maps at once, each a level: their moments, and who is normalized
-with which.
+"""BatchNorm of several feature maps (levels) at once, by moments of each map or of their union.
 
-The moments of each map are taken and reduced over the ranks as `grouped_batch_norm` does it; those
-of all maps together follow from them by Chan's formula, without reading anything again. So one pass
+The moments of each map are taken and reduced over the ranks as in `grouped_batch_norm`. Those of
+all maps together follow from them by Chan's formula, without reading anything again, so one pass
 serves every choice of batch and population.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -14,7 +14,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..distributed.collectives import all_reduce_sum
-from .grouped_batch_norm import GroupStatistics, group_statistics, merge_over_ranks, ops_for
+from .ops import ops_for
+from .partition import Partition
+from .plain_ops import Coefficients, GroupStatistics, accurate, merge_over_ranks
 
 
 def level_batch_norm(
@@ -46,7 +48,7 @@ def level_batch_norm(
 
 
 def union(stats: GroupStatistics) -> GroupStatistics:
-    """The moments of all groups together, as one group."""
+    """Merge the moments of all groups into those of one group."""
     count = stats.count.double()[:, None]
     total = count.sum(0, keepdim=True).clamp(min=1)
     mean = (count * stats.mean).sum(0, keepdim=True) / total
@@ -58,9 +60,19 @@ def union(stats: GroupStatistics) -> GroupStatistics:
 
 class _LevelBatchNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, shared, eps, process_group, *tensors):
+    def forward(
+        ctx: Any,
+        shared: bool,
+        eps: float,
+        process_group: dist.ProcessGroup | None,
+        *tensors: Tensor,
+    ) -> tuple[Tensor, ...]:
         xs, weights, biases = _thirds(tensors)
-        each = [group_statistics(x, _one_group(x), 1) for x in xs]
+        partitions = [Partition.one_group(len(x), x.device) for x in xs]
+        each = [
+            ops_for(x).statistics(x, partition, torch.float64)
+            for x, partition in zip(xs, partitions, strict=True)
+        ]
         mean, var, count = (torch.cat(parts) for parts in zip(*each, strict=True))
         if process_group is not None:
             m2 = var * count[:, None]
@@ -69,45 +81,43 @@ class _LevelBatchNorm(torch.autograd.Function):
         stats = GroupStatistics(mean, var, count)
         batch = union(stats) if shared else stats
         invstd = torch.rsqrt(batch.var + eps)
-        means, invstds = _rows(xs, batch.mean, invstd)
+        by = _coefficients(xs, weights, batch.mean, invstd)
         ys = [
-            ops_for(x).normalize(x, _one_group(x), m[None], (s * w)[None], b)
-            for x, w, b, m, s in zip(xs, weights, biases, means, invstds, strict=True)
+            ops_for(x).normalize(x, partition.group, each_by, bias)
+            for x, partition, each_by, bias in zip(xs, partitions, by, biases, strict=True)
         ]
         ctx.save_for_backward(*xs, *weights, batch.mean, invstd, batch.count)
-        ctx.process_group = process_group
+        ctx.partitions, ctx.process_group = partitions, process_group
         ctx.mark_non_differentiable(*stats)
         return *ys, *stats
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, *grads):
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         *tensors, mean, invstd, count = ctx.saved_tensors
         xs, weights = tensors[: len(tensors) // 2], tensors[len(tensors) // 2 :]
         dys = grads[: len(xs)]
-        means, invstds = _rows(xs, mean, invstd)
+        by = _coefficients(xs, weights, mean, invstd)
         sums = torch.cat(
             [
-                ops_for(x).gradient_sums(x, dy, _one_group(x), m[None])
-                for x, dy, m in zip(xs, dys, means, strict=True)
+                ops_for(x).gradient_sums(x, dy, partition, each_by.center)
+                for x, dy, partition, each_by in zip(xs, dys, ctx.partitions, by, strict=True)
             ]
         )
         dbiases, moments = sums.unbind(1)
-        dweights = [m * s for m, s in zip(moments, invstds, strict=True)]
+        dweights = moments * invstd
 
         # Of dy * weight, over each batch: (batches, 2, C).
         weighted = sums * torch.stack(list(weights)).to(sums)[:, None]
         if len(mean) < len(xs):
             weighted = weighted.sum(0, keepdim=True)
-        sum_dy, sum_dy_xmu = all_reduce_sum(weighted, ctx.process_group).unbind(1)
-        n = count.clamp(min=1)[:, None]
-        slopes, shifts = _rows(xs, -(invstd**3) * sum_dy_xmu / n, -invstd * sum_dy / n)
+        gradient = all_reduce_sum(weighted, ctx.process_group).neg_()
+        gradient.div_(count.clamp(min=1)[:, None, None]).mul_(invstd[:, None])
+        gradient[:, 1].mul_(invstd.square())
         dxs = [
-            ops_for(x).input_gradient(
-                x, dy, _one_group(x), m[None], slope[None], shift[None], (s * w)[None]
-            )
-            for x, dy, w, m, s, slope, shift in zip(
-                xs, dys, weights, means, invstds, slopes, shifts, strict=True
+            ops_for(x).input_gradient(x, dy, partition.group, each_by, each[None].to(accurate(x)))
+            for x, dy, partition, each_by, each in zip(
+                xs, dys, ctx.partitions, by, gradient.expand(len(xs), -1, -1), strict=True
             )
         ]
         affine = [d.to(w) for d, w in zip([*dweights, *dbiases], [*weights] * 2, strict=True)]
@@ -119,10 +129,14 @@ def _thirds(tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], ...]:
     return tensors[:number], tensors[number : 2 * number], tensors[2 * number :]
 
 
-def _rows(xs: Sequence[Tensor], *tables: Tensor) -> list[Tensor]:
-    """Each table (D or 1, C) with a row for each of the D maps."""
-    return [table.expand(len(xs), -1) for table in tables]
-
-
-def _one_group(x: Tensor) -> Tensor:
-    return torch.zeros(len(x), dtype=torch.int64, device=x.device)
+def _coefficients(
+    xs: Sequence[Tensor], weights: Sequence[Tensor], mean: Tensor, invstd: Tensor
+) -> list[Coefficients]:
+    """Return what normalizes each map; mean and invstd are (D, C), or (1, C) for all maps."""
+    results = []
+    for x, w, *row in zip(
+        xs, weights, *(t.expand(len(xs), -1) for t in (mean, invstd)), strict=True
+    ):
+        center, scale = (t[None].to(accurate(x)) for t in row)
+        results.append(Coefficients(center, scale, (scale * w).to(scale)))
+    return results

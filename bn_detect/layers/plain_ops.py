@@ -1,125 +1,270 @@
-"""What BatchNorm over groups of RoIs computes, by tensor operations of any device.
+"""The steps of BatchNorm over groups of RoIs, in tensor operations that any device has.
 
-RoIs are processed in chunks that fit in a cache, so x is read from memory once per function, and
-nothing of its size is allocated beyond the result. `triton_ops` has the same functions.
+`grouped_batch_norm` calls these where `triton_ops`, which has the same functions, does not work.
+RoIs are processed in chunks that fit into a cache, so x is read from memory once per function, and
+nothing of its size is allocated beyond the result. Every sum has a fixed order.
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+
+from ..distributed.collectives import all_reduce_sum
+from .partition import Partition
 
 # A few temporaries of one chunk stay in a core's cache on CPU, and keep a GPU busy.
 _CHUNK_BYTES = {"cpu": 1 << 20, "cuda": 1 << 25}
 
 
-def roi_moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean, and sum of squares about it, of each RoI and channel.
+class GroupStatistics(NamedTuple):
+    """Moments of each group over all ranks that it spans.
+
+    mean, var: (num_groups, C), var biased (divided by count); count: (num_groups,) int64, values
+    per channel (RoIs x positions). An empty group has 0 everywhere.
+    """
+
+    mean: Tensor
+    var: Tensor
+    count: Tensor  # type: ignore[assignment]  # it hides tuple.count, which nobody needs
+
+
+class Coefficients(NamedTuple):
+    """What normalizes each group: (x - center) * scale + bias; (num_groups, C) each.
+
+    invstd: 1 / sqrt(variance + eps), so scale is invstd * weight.
+    """
+
+    center: Tensor
+    invstd: Tensor
+    scale: Tensor
+
+
+def statistics(x: Tensor, partition: Partition, dtype: torch.dtype) -> GroupStatistics:
+    """Return the moments of each group; a collective where the partition spans ranks.
 
     Args:
         x: (R, C, ...).
-
-    Returns:
-        (R, C) float64 each.
+        dtype: of mean and var, which are computed in float64.
     """
-    mean = x.new_zeros(x.shape[:2], dtype=torch.float64)
-    m2 = torch.zeros_like(mean)
-    for rows in _chunks(x):
-        values = positions_last(x[rows])
-        center = values.mean(2)
-        values = values - center[:, :, None]
-        # The mean was rounded, which is no trifle where the spread is small against it.
-        rest = values.mean(2).double()
-        spread = values.square_().sum(2).double()
-        m2[rows] = spread.addcmul_(rest, rest, value=-values.shape[2]).clamp_(min=0)
-        mean[rows] = rest.add_(center)
-    return mean, m2
+    positions = x.shape[2:].numel()
+    mean, m2 = _roi_moments(x)
+    sizes = partition.groups[2][:, None]
+    center = segment_sum(mean, partition).div_(sizes)
+    between = mean.sub_(_of_rois(center, partition.group))
+    m2 = segment_sum(m2.addcmul_(between, between, value=positions), partition)
+    count = partition.groups[1] * positions
+    if partition.process_group is None:
+        var = m2.div_(sizes * max(1, positions))
+    else:
+        count, center, m2 = merge_over_ranks(count, center, m2, partition.process_group)
+        var = m2.div_(count.clamp(min=1)[:, None])
+    return GroupStatistics(center.to(dtype), var.to(dtype), count)
 
 
-def normalize(x: Tensor, group: Tensor, mean: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-    """(x - mean) * scale + bias with each RoI's group's numbers, into a new tensor like x.
+def merge_over_ranks(
+    count: Tensor, mean: Tensor, m2: Tensor, process_group: dist.ProcessGroup
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Merge the moments of all ranks: count (num_groups,), mean and M2 (num_groups, C), float64.
+
+    One all-reduce of (num_groups, 2C + 1) float64 numbers.
+    """
+    n = count.double()[:, None]
+    packed = torch.cat([n, n * mean, m2 + n * mean.square()], dim=1)
+    n, total, square = all_reduce_sum(packed, process_group).split(
+        [1, mean.shape[1], mean.shape[1]], dim=1
+    )
+    mean = total / n.clamp(min=1)
+    return n[:, 0].round().long(), mean, (square - n * mean.square()).clamp(min=0)
+
+
+def coefficients(
+    stats: GroupStatistics,
+    weight: Tensor | None,
+    eps: float,
+    population: tuple[Tensor, Tensor] | None = None,
+) -> Coefficients:
+    """Return what normalizes each group, in the dtype of `stats`.
 
     Args:
-        x: (R, C, ...). group: (R,). mean, scale: (num_groups, C). bias: (C,).
+        weight: (C,).
+        population: mean and variance (C,) for groups of a single value.
+    """
+    mean, var, count = stats
+    if population is not None:
+        single = (count == 1)[:, None]
+        mean, var = (
+            torch.where(single, new.to(old), old)
+            for old, new in zip((mean, var), population, strict=True)
+        )
+    invstd = (var + eps).rsqrt_()
+    return Coefficients(mean, invstd, invstd if weight is None else invstd * weight)
+
+
+def normalize(x: Tensor, group: Tensor, by: Coefficients, bias: Tensor | None) -> Tensor:
+    """Return (x - center) * scale + bias with the numbers of each RoI's group, like x.
+
+    Args:
+        x: (R, C, ...). group: (R,). bias: (C,).
     """
     y = torch.empty_like(x)
-    mean, scale = mean.to(accurate(x)), scale.to(accurate(x))
-    for rows in _chunks(x):
-        g = group[rows]
-        out = _centered(x[rows], mean[g], out=y[rows]).mul_(_expand(scale[g], x))
+    for x_part, y_part, g in _chunks(x, y, group):
+        out = _centered(x_part, _of_rois(by.center, g), out=y_part)
+        out.mul_(_expand(_of_rois(by.scale, g), x))
         if bias is not None:
             out.add_(_expand(bias, x))
-        _store(out, y[rows])
+        _store(out, y_part)
     return y
 
 
-def gradient_sums(x: Tensor, dy: Tensor, group: Tensor, mean: Tensor) -> Tensor:
-    """Each group's sums over this rank of dy and of dy * (x - mean).
+def gradient_sums(x: Tensor, dy: Tensor, partition: Partition, center: Tensor) -> Tensor:
+    """Return this process's sums over each group of dy and of dy * (x - center).
 
     Args:
-        x, dy: (R, C, ...). group: (R,). mean: (num_groups, C).
+        x, dy: (R, C, ...). center: (num_groups, C).
 
     Returns:
         (num_groups, 2, C) float64.
     """
-    sums = x.new_zeros((len(mean), 2, x.shape[1]), dtype=torch.float64)
-    mean = mean.to(accurate(x))
-    for rows in _chunks(x):
-        g = group[rows]
-        grad = dy[rows].to(accurate(x))
-        moment = _centered(x[rows], mean[g]).mul_(grad)
-        per_roi = torch.stack([positions_last(t).sum(2) for t in (grad, moment)], dim=1)
-        sums.index_add_(0, g, per_roi.double())
-    return sums
+    sums = x.new_empty((x.shape[0], 2, x.shape[1]), dtype=torch.float64)
+    for x_part, dy_part, out, g in _chunks(x, dy, sums, partition.group):
+        grad = dy_part.to(accurate(x))
+        moment = _centered(x_part, _of_rois(center, g)).mul_(grad)
+        for part, values in zip(out.unbind(1), (grad, moment), strict=True):
+            part.copy_(_sum_positions(values))
+    return segment_sum(sums.flatten(1), partition).view(-1, 2, x.shape[1])
+
+
+def gradient_coefficients(
+    local: Tensor,
+    total: Tensor,
+    by: Coefficients,
+    count: Tensor,
+    keep_single: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what the sums of `gradient_sums` say of the gradients.
+
+    Args:
+        local, total: the sums of this process, and those over all ranks of the groups.
+        count: (num_groups,), values per channel over all ranks.
+        keep_single: a group of a single value was normalized with population statistics, which do
+            not depend on x.
+
+    Returns:
+        Gradients of the weight and the bias from this process's RoIs, (C,) each; and slope and
+        shift of each group, (num_groups, 2, C), for `input_gradient`.
+    """
+    dbias, dweight = local[:, 0].sum(0), (local[:, 1] * by.invstd).sum(0)
+    out = total / count.clamp(min=1).neg_()[:, None, None]
+    if keep_single:
+        out = torch.where((count == 1)[:, None, None], 0.0, out)
+    out[:, 1].mul_(by.invstd).mul_(by.invstd)
+    return dweight, dbias, out.mul_(by.scale[:, None]).to(by.center.dtype)
 
 
 def input_gradient(
-    x: Tensor, dy: Tensor, group: Tensor, mean: Tensor, slope: Tensor, shift: Tensor, scale: Tensor
+    x: Tensor, dy: Tensor, group: Tensor, by: Coefficients, gradient: Tensor
 ) -> Tensor:
-    """(x - mean) * slope + shift + dy * scale, into a new tensor like x.
+    """Return dy * scale + (x - center) * slope + shift, like x.
 
     Args:
-        x, dy: (R, C, ...). group: (R,). Others: (num_groups, C).
+        x, dy: (R, C, ...). group: (R,). gradient: shift and slope, (num_groups, 2, C).
     """
     dx = torch.empty_like(x)
-    mean, slope, shift, scale = (t.to(accurate(x)) for t in (mean, slope, shift, scale))
-    for rows in _chunks(x):
-        g = group[rows]
-        d = _centered(x[rows], mean[g], out=dx[rows])
-        d.mul_(_expand(slope[g], x)).add_(_expand(shift[g], x))
-        d.addcmul_(dy[rows].to(d.dtype), _expand(scale[g], x))
-        _store(d, dx[rows])
+    for x_part, dy_part, dx_part, g in _chunks(x, dy, dx, group):
+        shift, slope = _of_rois(gradient, g).unbind(1)
+        out = _scaled(dy_part, _of_rois(by.scale, g), out=dx_part)
+        rest = _centered(x_part, _of_rois(by.center, g)).mul_(_expand(slope, x))
+        _store(out.add_(rest.add_(_expand(shift, x))), dx_part)
     return dx
 
 
+def segment_sum(values: Tensor, partition: Partition) -> Tensor:
+    """Sum the rows (R, D) of each group, in a fixed order; (num_groups, D)."""
+    if partition.num_groups == 1:
+        return values.sum(0, keepdim=True)
+    # The sum of `values[order[start:end]]` for each group, in one operation without atomics.
+    return torch._embedding_bag_forward_only(values, partition.rows[1], partition.groups[0])[0]
+
+
 def accurate(x: Tensor) -> torch.dtype:
-    """The dtype for arithmetic on single values: float32 at least."""
+    """Return the dtype for arithmetic on single values: float32 at least."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def positions_last(x: Tensor) -> Tensor:
-    """(R, C, ...) -> (R, C, positions), in at least float32; a view where it can be one."""
-    return x.to(accurate(x)).reshape(*x.shape[:2], -1 if x.numel() else x.shape[2:].numel())
+def _roi_moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean of each RoI and channel, and the sum of squares about it; (R, C) float64.
+
+    The sums are those of x - x[first position], which costs no extra pass to find a center. As the
+    first position is one of the values, its square is at most (positions - 1) times M2, so what the
+    subtraction loses is bounded, too.
+    """
+    mean, m2 = x.new_empty((2, *x.shape[:2]), dtype=torch.float64)
+    positions = x.shape[2:].numel()
+    if not x.numel():
+        return mean.zero_(), m2.zero_()
+    if positions == 1:
+        return mean.copy_(x.view(x.shape[:2])), m2.zero_()
+    for x_part, mean_part, m2_part in _chunks(x, mean, m2):
+        first = x_part
+        while first.dim() > 2:
+            first = first.select(2, 0)
+        first = first.to(accurate(x))
+        values = _centered(x_part, first)
+        mean_part.copy_(_sum_positions(values))
+        m2_part.copy_(_sum_positions(values.square_()))
+        m2_part.addcmul_(mean_part, mean_part, value=-1 / positions)
+        mean_part.div_(positions).add_(first)
+    return mean, m2.clamp_(min=0)
 
 
-def _chunks(x: Tensor) -> Iterator[slice]:
-    """Consecutive ranges of rows of x of a cache-friendly size."""
-    row = max(1, x[0].numel() if len(x) else 1) * torch.finfo(accurate(x)).bits // 8
+def _chunks(x: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Cut x, and tensors with as many rows, into consecutive chunks of a cache-friendly size."""
+    if not x.numel():
+        return
+    row = x.shape[1:].numel() * torch.finfo(accurate(x)).bits // 8
     step = max(1, _CHUNK_BYTES.get(x.device.type, 1 << 20) // row)
+    if step >= len(x):
+        yield x, *others
+        return
     for start in range(0, len(x), step):
-        yield slice(start, start + step)
+        yield tuple(t[start : start + step] for t in (x, *others))
+
+
+def _of_rois(table: Tensor, group: Tensor) -> Tensor:
+    """Return the row of each RoI's group; one row for all if there is one group."""
+    return table if len(table) == 1 else table.index_select(0, group)
+
+
+def _sum_positions(x: Tensor) -> Tensor:
+    """(R, C, ...) -> (R, C)."""
+    if x.dim() == 2:
+        return x
+    if x.device.type == "cpu" and x.is_contiguous():  # BLAS is faster at short rows
+        positions = x.shape[2:].numel()
+        return torch.mv(x.view(-1, positions), x.new_ones(positions)).view(x.shape[:2])
+    return x.sum(tuple(range(2, x.dim())))
 
 
 def _expand(t: Tensor, x: Tensor) -> Tensor:
     """View (R, C) or (C,) so that it broadcasts over the positions of x (R, C, ...)."""
-    return t.reshape(*t.shape, *[1] * (x.dim() - 2))
+    return t.view(*t.shape, *[1] * (x.dim() - 2)) if x.dim() > 2 else t
 
 
-def _centered(x: Tensor, mean: Tensor, out: Tensor | None = None) -> Tensor:
-    """x - mean in at least float32; in `out` where its dtype allows, else in a new tensor."""
-    if out is not None and out.dtype != mean.dtype:
-        out = None
-    return torch.sub(x, _expand(mean, x), out=out)
+def _centered(x: Tensor, center: Tensor, out: Tensor | None = None) -> Tensor:
+    """Return x - center in at least float32, in `out` where its dtype allows."""
+    if x.dtype != center.dtype:  # converting first is faster than a subtraction of two dtypes
+        return x.to(center.dtype).sub_(_expand(center, x))
+    return torch.sub(x, _expand(center, x), out=out)
+
+
+def _scaled(x: Tensor, scale: Tensor, out: Tensor) -> Tensor:
+    """Return x * scale; dtypes as in `_centered`."""
+    if x.dtype != scale.dtype:
+        return x.to(scale.dtype).mul_(_expand(scale, x))
+    return torch.mul(x, _expand(scale, x), out=out)
 
 
 def _store(values: Tensor, out: Tensor) -> None:

@@ -1,14 +1,18 @@
 """BatchNorm for RoI heads, with the normalization batch as an explicit argument."""
 
 import logging
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from .grouped_batch_norm import grouped_batch_norm
+from .grouped_batch_norm import partitioned_batch_norm
+from .layouts import RoILayout
 from .partition import Partition
-from .roi_layout import RoILayout
+from .plain_ops import GroupStatistics
+from .running_statistics import RunningStatistics, update_running_statistics
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +57,7 @@ class RoIBatchNorm2d(nn.BatchNorm2d):
     ) -> None:
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
         self.layout = layout or RoILayout()
+        self.plain: type[_BatchNorm] = nn.BatchNorm2d  # what `revert_roi_batchnorm` makes of it
         self._told_lonely = False
         self.last_finite: Tensor | None = None
         # Derived state: 1 whenever ranks were averaged, which they are before every checkpoint.
@@ -60,11 +65,26 @@ class RoIBatchNorm2d(nn.BatchNorm2d):
         self.register_buffer("ema_weight", ema_weight, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.jit.is_scripting() or self._uses_population():
-            return F.batch_norm(
-                x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+        if torch.jit.is_scripting():
+            if self.training:
+                raise RuntimeError(
+                    "a scripted RoIBatchNorm2d has population statistics only; call eval(), or "
+                    "train the model that was scripted"
+                )
+        elif not self._uses_population():
+            return self._forward_groups(x)
+        return F.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+        )
+
+    def __prepare_scriptable__(self) -> "RoIBatchNorm2d":
+        """Refuse to be scripted where eval mode needs groups of RoIs, which TorchScript has not."""
+        if self.running_mean is None or self.layout.settings.test_stats == "minibatch":
+            raise RuntimeError(
+                f"{self.layout.name}: a RoIBatchNorm2d with mini-batch statistics at inference "
+                "cannot be scripted; use test_stats 'population' (MODEL.ROI_BN.TEST_STATS)"
             )
-        return self._forward_groups(x)
+        return self
 
     @torch.jit.unused
     def _uses_population(self) -> bool:
@@ -75,21 +95,23 @@ class RoIBatchNorm2d(nn.BatchNorm2d):
     @torch.jit.unused
     def _forward_groups(self, x: Tensor) -> Tensor:
         self._check_input_dim(x)
-        group, num_groups, process_group = self._partition(x)
+        check_values(x, self.eps, "RoIBatchNorm2d")
+        if torch.jit.is_tracing():
+            raise RuntimeError(
+                f"{self.layout.name}: a RoIBatchNorm2d with mini-batch statistics cannot be "
+                "traced, for the groups of the example's RoIs would be frozen; call eval() "
+                "first, with test_stats 'population' (MODEL.ROI_BN.TEST_STATS)"
+            )
+        partition = self._partition(x)
         # Only a RoI of a single position can be a group of a single value.
-        single_position = x.shape[2:].numel() == 1 and self.running_mean is not None
-        population = (self.running_mean, self.running_var) if single_position else None
-        y, mean, var, count = grouped_batch_norm(
-            x,
-            self.weight,
-            self.bias,
-            group,
-            num_groups,
-            self.eps,
-            process_group,
-            population=population,
+        population = None
+        if x.shape[2:].numel() == 1 and self.running_mean is not None:
+            assert self.running_var is not None
+            population = self.running_mean, self.running_var
+        y, mean, var, count = partitioned_batch_norm(
+            x, self.weight, self.bias, partition, self.eps, population
         )
-        if population is not None and not self._told_lonely and bool((count == 1).any()):
+        if population is not None and not self._told_lonely and _holds_single(partition, count):
             self._told_lonely = True
             logger.warning(
                 "A normalization batch of %s held a single value per channel; it was normalized "
@@ -97,7 +119,7 @@ class RoIBatchNorm2d(nn.BatchNorm2d):
                 self.layout.name,
             )
         if self.training and self.track_running_stats:
-            self._update_running_statistics(mean, var, count)
+            self._update_running_statistics(GroupStatistics(mean, var, count))
         return y
 
     @torch.jit.unused
@@ -105,38 +127,29 @@ class RoIBatchNorm2d(nn.BatchNorm2d):
         if self.training or self.layout.settings.needs_images:
             return self.layout.partition(x.shape[0], x.device, self.training, id(self))
         # No running statistics: as in torch, those of this worker's batch.
-        return Partition(torch.zeros(len(x), dtype=torch.int64, device=x.device), 1, None)
+        return Partition.one_group(len(x), x.device)
 
-    @torch.no_grad()
-    def _update_running_statistics(self, mean: Tensor, var: Tensor, count: Tensor) -> None:
-        self.num_batches_tracked.add_(1)
-        momentum = self.momentum
-        if momentum is None:  # cumulative average, as in torch
-            momentum = 1.0 / float(self.num_batches_tracked)
-        count = count.double()
-        unbiased = var * (count / (count - 1).clamp(min=1))[:, None]
-        mean, unbiased = mean.to(self.running_mean), unbiased.to(self.running_var)
-        finite = (mean.isfinite() & unbiased.isfinite()).all(1)
-        self.last_finite = finite.all()
-        counts = ((count > 1) & finite).double()  # a single value has no unbiased variance
-        share = counts.mean()
-        each = (counts / counts.sum().clamp(min=1))[:, None]
-
-        total = (1 - momentum) * self.ema_weight.double() + momentum * share
-        weight = torch.where(total > 0, momentum * share / total, 0.0)
-        for buffer, new in ((self.running_mean, mean), (self.running_var, unbiased)):
-            new = (torch.where(finite[:, None], new, 0.0) * each).sum(0)
-            buffer.lerp_(new.to(buffer), weight.to(buffer))
-        self.ema_weight.copy_(total)
+    def _update_running_statistics(self, stats: GroupStatistics) -> None:
+        mean, var, batches = self.running_mean, self.running_var, self.num_batches_tracked
+        assert mean is not None and var is not None and batches is not None
+        running = RunningStatistics(mean, var, self.ema_weight, batches)
+        self.last_finite = update_running_statistics(running, stats, self.momentum)
 
     def reset_running_stats(self) -> None:
         super().reset_running_stats()
         if self.track_running_stats and hasattr(self, "ema_weight"):
             self.ema_weight.fill_(1)
 
-    def _load_from_state_dict(self, *args, **kwargs) -> None:
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
+        if self.ema_weight.is_meta and self.running_mean is not None:  # assigned
+            self.ema_weight = torch.ones_like(self.ema_weight, device=self.running_mean.device)
         self.ema_weight.fill_(1)
+
+    def __del__(self) -> None:
+        layout = self.__dict__.get("layout")
+        if isinstance(layout, RoILayout):
+            layout.layer_is_gone(self)
 
     def _check_input_dim(self, x: Tensor) -> None:
         if x.dim() < 2 or x.shape[1] != self.num_features:
@@ -146,3 +159,23 @@ class RoIBatchNorm2d(nn.BatchNorm2d):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, batch={self.layout.settings.batch}"
+
+
+def _holds_single(partition: Partition, count: Tensor) -> bool:
+    """Whether some group holds a single RoI, as far as this can be told without waiting."""
+    if partition.rois is not None:
+        return 1 in partition.rois
+    return count.device.type == "cpu" and bool((count == 1).any())
+
+
+def check_values(x: Tensor, eps: float, layer: str) -> None:
+    """Raise where statistics of `x` mean nothing.
+
+    Raises:
+        NotImplementedError: values that are integers, booleans or complex.
+        ValueError: eps is not positive, so that a constant channel would be divided by 0.
+    """
+    if not x.is_floating_point():
+        raise NotImplementedError(f"{layer} takes floating-point values; got {x.dtype}")
+    if eps <= 0:
+        raise ValueError(f"{layer}: eps is {eps}; it must be positive")

@@ -1,22 +1,35 @@
-"""The functions of `plain_ops` as Triton kernels: each reads and writes every value once.
+"""The steps of `plain_ops` as Triton kernels: each reads and writes every value once.
 
-Imported where a GPU and Triton are there. One program handles a tile of channels of one RoI, so
-that contiguous and channels_last tensors, and small and large RoIs, run along memory.
+Imported where a GPU and Triton are there. Each function is one launch of a kernel of
+`triton_kernels`, but `statistics` (two, and a third where groups span ranks) and `gradient_sums`
+and `update_running` (two each).
 """
 
 import logging
+import sys
 from functools import cache
+from types import ModuleType
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..distributed.collectives import all_reduce_sum
 from . import plain_ops
+from . import triton_kernels as kernels
+from .partition import Partition
+from .plain_ops import Coefficients, GroupStatistics
+from .running_statistics import RunningStatistics
 
 logger = logging.getLogger(__name__)
 
-_TILE = 2048  # values of a tile, at most
+_OURS = sys.modules[__name__]
+_TILE = 2048  # values of a tile over x, at most
+GROUP_TILE = {"BLOCK_C": 32}  # of kernels over groups
+ROWS_TILE = {"BLOCK_R": 32, "BLOCK_C": 32}
+TABLE_TILE = {"BLOCK_G": 16, "BLOCK_C": 64}
 
 
 @cache
@@ -27,20 +40,10 @@ def works_on(device: torch.device) -> bool:
     """
     try:
         x, dy = torch.randn(2, 3, 5, 2, 2, device=device)
-        group = torch.tensor([0, 1, 0], device=device)
-        table = torch.rand(2, 5, device=device)
-        for ours, plain in (
-            (roi_moments(x), plain_ops.roi_moments(x)),
-            (
-                normalize(x, group, table, table, table[0]),
-                plain_ops.normalize(x, group, table, table, table[0]),
-            ),
-            (gradient_sums(x, dy, group, table), plain_ops.gradient_sums(x, dy, group, table)),
-            (
-                input_gradient(x, dy, group, *[table] * 4),
-                plain_ops.input_gradient(x, dy, group, *[table] * 4),
-            ),
-        ):
+        partition = Partition(torch.tensor([0, 1, 0]), 2, device=device)
+        weight = torch.rand(5, device=device)
+        steps = (_all_steps(ops, x, dy, partition, weight) for ops in (_OURS, plain_ops))
+        for ours, plain in zip(*steps, strict=True):
             torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-4)
     except Exception as error:  # noqa: BLE001 - whatever the compiler raises
         logger.warning("Triton kernels are not used on %s: %s", device, error)
@@ -48,44 +51,144 @@ def works_on(device: torch.device) -> bool:
     return True
 
 
-def roi_moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """As `plain_ops.roi_moments`."""
-    mean = x.new_zeros(x.shape[:2], dtype=torch.float64)
-    m2 = torch.zeros_like(mean)
-    _launch(_moments, x, mean, m2, like=(x,))
-    return mean, m2
+def _all_steps(
+    ops: ModuleType, x: Tensor, dy: Tensor, partition: Partition, weight: Tensor
+) -> list[Tensor]:
+    """Return the results of each function of `ops`, which must be those of the other one."""
+    stats = ops.statistics(x, partition, torch.float32)
+    by = ops.coefficients(stats, weight, 1e-5)
+    y = ops.normalize(x, partition.group, by, weight)
+    sums = ops.gradient_sums(x, dy, partition, by.center)
+    gradients = ops.gradient_coefficients(sums, sums, by, stats.count, False)
+    dx = ops.input_gradient(x, dy, partition.group, by, gradients[2])
+    return [*stats, *by, y, sums, *(t.float() for t in gradients), dx]
 
 
-def normalize(x: Tensor, group: Tensor, mean: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-    """As `plain_ops.normalize`."""
+def statistics(x: Tensor, partition: Partition, dtype: torch.dtype) -> GroupStatistics:
+    """Do as `plain_ops.statistics`."""
+    channels, positions = x.shape[1], x.shape[2:].numel()
+    groups, spans = partition.num_groups, partition.process_group is not None
+    moments = x.new_empty((len(x), 2, channels), dtype=torch.float64)
+    _over_rois(kernels.roi_moments, x, moments, like=(x,))
+    mean, var = x.new_empty((2, groups, channels), dtype=dtype)
+    count = x.new_empty(groups, dtype=torch.int64)
+    size = groups * (2 * channels + 1) if spans else 0
+    packed = x.new_empty(size, dtype=torch.float64)
+    grid = (groups, triton.cdiv(channels, ROWS_TILE["BLOCK_C"]))
+    starts, sizes = partition.groups[0], partition.groups[1]
+    launch(
+        kernels.merge_moments, grid, moments, partition.rows[1], starts, sizes,
+        mean, var, count, packed, channels, positions, SPANS=spans, **ROWS_TILE,
+    )  # fmt: skip
+    if spans:
+        all_reduce_sum(packed, partition.process_group)
+        grid = (groups, triton.cdiv(channels, GROUP_TILE["BLOCK_C"]))
+        launch(kernels.unpack_moments, grid, packed, mean, var, count, channels, **GROUP_TILE)
+    return GroupStatistics(mean, var, count)
+
+
+def coefficients(
+    stats: GroupStatistics,
+    weight: Tensor | None,
+    eps: float,
+    population: tuple[Tensor, Tensor] | None = None,
+) -> Coefficients:
+    """Do as `plain_ops.coefficients`."""
+    mean, var, count = stats
+    groups, channels = mean.shape
+    invstd = torch.empty_like(var)
+    scale = invstd if weight is None else torch.empty_like(var)
+    center = mean if population is None else torch.empty_like(mean)
+    grid = (groups, triton.cdiv(channels, GROUP_TILE["BLOCK_C"]))
+    launch(
+        kernels.coefficients, grid, mean, var, count, mean if weight is None else weight,
+        *(population or (mean, var)), center, invstd, scale, channels, EPS=eps,
+        HAS_WEIGHT=weight is not None, HAS_POPULATION=population is not None, **GROUP_TILE,
+    )  # fmt: skip
+    return Coefficients(center, invstd, scale)
+
+
+def normalize(x: Tensor, group: Tensor, by: Coefficients, bias: Tensor | None) -> Tensor:
+    """Do as `plain_ops.normalize`."""
     y = _empty_like(x)
-    mean, scale = _tables(x, mean, scale)
-    bias = torch.zeros_like(mean[0]) if bias is None else bias.to(mean).contiguous()
-    _launch(_normalize, x, y, group, mean, scale, bias, like=(x, y))
+    given = by.center if bias is None else bias
+    has_bias = bias is not None
+    _over_rois(
+        kernels.normalize, x, y, group, by.center, by.scale, given, like=(x, y), HAS_BIAS=has_bias
+    )
     return y
 
 
-def gradient_sums(x: Tensor, dy: Tensor, group: Tensor, mean: Tensor) -> Tensor:
-    """As `plain_ops.gradient_sums`."""
-    per_roi = x.new_zeros((len(x), 2, x.shape[1]), dtype=torch.float64)
-    (table,) = _tables(x, mean)
-    _launch(_gradient_sums, x, dy, per_roi, group, table, like=(x, dy))
-    sums = per_roi.new_zeros((len(mean), 2, x.shape[1]))
-    return sums.index_add_(0, group, per_roi)
+def gradient_sums(x: Tensor, dy: Tensor, partition: Partition, center: Tensor) -> Tensor:
+    """Do as `plain_ops.gradient_sums`."""
+    groups, channels = center.shape
+    per_roi = x.new_empty((len(x), 2, channels), dtype=torch.float64)
+    _over_rois(kernels.gradient_sums, x, dy, per_roi, partition.group, center, like=(x, dy))
+    sums = per_roi.new_empty((groups, 2, channels))
+    grid = (groups, triton.cdiv(2 * channels, ROWS_TILE["BLOCK_C"]))
+    launch(
+        kernels.segment_sum, grid, per_roi, partition.rows[1], partition.groups[0],
+        partition.groups[1], sums, 2 * channels, **ROWS_TILE,
+    )  # fmt: skip
+    return sums
+
+
+def gradient_coefficients(
+    local: Tensor, total: Tensor, by: Coefficients, count: Tensor, keep_single: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Do as `plain_ops.gradient_coefficients`."""
+    groups, channels = by.center.shape
+    dweight, dbias = by.center.new_empty((2, channels))
+    out = torch.empty_like(total, dtype=by.center.dtype)
+    grid = (triton.cdiv(channels, TABLE_TILE["BLOCK_C"]),)
+    launch(
+        kernels.gradient_coefficients, grid, local, total, count, by.invstd, by.scale,
+        dweight, dbias, out, groups, channels, KEEP_SINGLE=keep_single, **TABLE_TILE,
+    )  # fmt: skip
+    return dweight, dbias, out
 
 
 def input_gradient(
-    x: Tensor, dy: Tensor, group: Tensor, mean: Tensor, slope: Tensor, shift: Tensor, scale: Tensor
+    x: Tensor, dy: Tensor, group: Tensor, by: Coefficients, gradient: Tensor
 ) -> Tensor:
-    """As `plain_ops.input_gradient`."""
+    """Do as `plain_ops.input_gradient`."""
     dx = _empty_like(x)
-    tables = _tables(x, mean, slope, shift, scale)
-    _launch(_input_gradient, x, dy, dx, group, *tables, like=(x, dy, dx))
+    _over_rois(
+        kernels.input_gradient, x, dy, dx, group, by.center, by.scale, gradient, like=(x, dy, dx)
+    )
     return dx
 
 
+def update_running(
+    running: RunningStatistics, stats: GroupStatistics, momentum: float | None
+) -> Tensor:
+    """Do as `running_statistics.update_running_statistics`."""
+    mean, var, count = stats
+    groups, channels = mean.shape
+    work = mean.new_empty(groups + 2, dtype=torch.float64)
+    usable, step = work[:groups], work[groups:]
+    finite = mean.new_empty((), dtype=torch.bool)
+    rate = {"MOMENTUM": momentum or 0.0, "CUMULATIVE": momentum is None}
+    launch(
+        kernels.begin_update, (1,), mean, var, count, running.weight, running.batches,
+        usable, step, finite, running.mean, groups, channels, **rate, **TABLE_TILE,
+    )  # fmt: skip
+    grid = (triton.cdiv(channels, TABLE_TILE["BLOCK_C"]),)
+    launch(
+        kernels.finish_update, grid, mean, var, count, usable, step,
+        running.mean, running.var, groups, channels, **TABLE_TILE,
+    )  # fmt: skip
+    return finite
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
+    """Launch a kernel, if there is anything to do."""
+    if all(grid):
+        kernel[grid](*args, **constants)
+
+
 def _empty_like(x: Tensor) -> Tensor:
-    """A new tensor that can be viewed with its positions as one axis."""
+    """Return a new tensor that can be viewed with its positions as one axis."""
     like = torch.empty_like(x)
     is_view = _flat(like).data_ptr() == like.data_ptr()
     return like if is_view else torch.empty_like(x, memory_format=torch.contiguous_format)
@@ -96,28 +199,18 @@ def _flat(x: Tensor) -> Tensor:
     return x.reshape(*x.shape[:2], x.shape[2:].numel())
 
 
-def _tables(x: Tensor, *tables: Tensor) -> list[Tensor]:
-    return [t.to(plain_ops.accurate(x)).contiguous() for t in tables]
-
-
-def _launch(kernel, *args: Tensor, like: tuple[Tensor, ...]) -> None:
-    """Run over (RoIs, blocks of channels); `like` are the tensors whose strides are passed."""
+def _over_rois(kernel: Any, *args: Tensor, like: tuple[Tensor, ...], **constants: Any) -> None:
+    """Launch over (RoIs, tiles of channels); `like` are the arguments whose strides are passed."""
     x = like[0]
     rois, channels, positions = x.shape[0], x.shape[1], x.shape[2:].numel()
-    if not x.numel():
-        return
     # Over positions as one axis; a tensor that has no such view is copied, results never are.
     flat = [_flat(t) for t in like]
     named = {id(t): f for t, f in zip(like, flat, strict=True)}
     strides = [s for f in flat for s in f.stride()]
-    along_channels = flat[0].stride(1) == 1 and positions > 1
-    if along_channels:
-        block_c = min(128, triton.next_power_of_2(channels))
-        block_p = min(_TILE // block_c, triton.next_power_of_2(positions))
-    else:
-        block_p = min(256, triton.next_power_of_2(positions))
-        block_c = min(max(1, _TILE // block_p), triton.next_power_of_2(channels))
-    kernel[(rois, triton.cdiv(channels, block_c))](
+    block_c, block_p = tile(channels, positions, flat[0].stride(1) == 1)
+    launch(
+        kernel,
+        (rois, triton.cdiv(channels, block_c)),
         *(named.get(id(a), a) for a in args),
         channels,
         positions,
@@ -125,96 +218,14 @@ def _launch(kernel, *args: Tensor, like: tuple[Tensor, ...]) -> None:
         ACC=tl.float64 if x.dtype == torch.float64 else tl.float32,
         BLOCK_C=block_c,
         BLOCK_P=block_p,
+        **constants,
     )
 
 
-@triton.jit
-def _moments(
-    x, mean, m2, C, P, sr, sc, sp, ACC: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr
-):
-    roi = tl.program_id(0).to(tl.int64)
-    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    at = x + roi * sr + c[:, None] * sc
-    total = tl.zeros((BLOCK_C, BLOCK_P), ACC)
-    for start in range(0, P, BLOCK_P):
-        p = start + tl.arange(0, BLOCK_P)
-        inside = (c[:, None] < C) & (p[None, :] < P)
-        total += tl.load(at + p[None, :] * sp, mask=inside, other=0.0).to(ACC)
-    center = tl.sum(total, 1) / P
-    rest = tl.zeros((BLOCK_C, BLOCK_P), ACC)
-    square = tl.zeros((BLOCK_C, BLOCK_P), ACC)
-    for start in range(0, P, BLOCK_P):
-        p = start + tl.arange(0, BLOCK_P)
-        inside = (c[:, None] < C) & (p[None, :] < P)
-        d = tl.load(at + p[None, :] * sp, mask=inside, other=0.0).to(ACC) - center[:, None]
-        d = tl.where(inside, d, 0.0)
-        rest += d
-        square += d * d
-    # The mean was rounded: see plain_ops.roi_moments.
-    off = tl.sum(rest, 1).to(tl.float64) / P
-    spread = tl.sum(square, 1).to(tl.float64) - P * off * off
-    tl.store(mean + roi * C + c, center.to(tl.float64) + off, mask=c < C)
-    tl.store(m2 + roi * C + c, tl.where(spread > 0, spread, 0.0), mask=c < C)
-
-
-@triton.jit
-def _normalize(
-    x, y, group, mean, scale, bias, C, P, sr, sc, sp, yr, yc, yp,
-    ACC: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
-):  # fmt: skip
-    roi = tl.program_id(0).to(tl.int64)
-    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    row = tl.load(group + roi) * C + c
-    m = tl.load(mean + row, mask=c < C, other=0.0)[:, None]
-    s = tl.load(scale + row, mask=c < C, other=0.0)[:, None]
-    b = tl.load(bias + c, mask=c < C, other=0.0)[:, None]
-    for start in range(0, P, BLOCK_P):
-        p = start + tl.arange(0, BLOCK_P)[None, :]
-        inside = (c[:, None] < C) & (p < P)
-        v = tl.load(x + roi * sr + c[:, None] * sc + p * sp, mask=inside, other=0.0).to(ACC)
-        v = (v - m) * s + b
-        tl.store(y + roi * yr + c[:, None] * yc + p * yp, v.to(y.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def _gradient_sums(
-    x, dy, sums, group, mean, C, P, sr, sc, sp, dr, dc, dp,
-    ACC: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
-):  # fmt: skip
-    roi = tl.program_id(0).to(tl.int64)
-    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    m = tl.load(mean + tl.load(group + roi) * C + c, mask=c < C, other=0.0)[:, None]
-    total = tl.zeros((BLOCK_C, BLOCK_P), ACC)
-    moment = tl.zeros((BLOCK_C, BLOCK_P), ACC)
-    for start in range(0, P, BLOCK_P):
-        p = start + tl.arange(0, BLOCK_P)[None, :]
-        inside = (c[:, None] < C) & (p < P)
-        v = tl.load(x + roi * sr + c[:, None] * sc + p * sp, mask=inside, other=0.0).to(ACC)
-        d = tl.load(dy + roi * dr + c[:, None] * dc + p * dp, mask=inside, other=0.0).to(ACC)
-        total += d
-        moment += d * (v - m)  # d is 0 outside
-    at = sums + roi * 2 * C + c
-    tl.store(at, tl.sum(total, 1).to(tl.float64), mask=c < C)
-    tl.store(at + C, tl.sum(moment, 1).to(tl.float64), mask=c < C)
-
-
-@triton.jit
-def _input_gradient(
-    x, dy, dx, group, mean, slope, shift, scale, C, P,
-    sr, sc, sp, dr, dc, dp, gr, gc, gp,
-    ACC: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
-):  # fmt: skip
-    roi = tl.program_id(0).to(tl.int64)
-    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    row = tl.load(group + roi) * C + c
-    m = tl.load(mean + row, mask=c < C, other=0.0)[:, None]
-    a = tl.load(slope + row, mask=c < C, other=0.0)[:, None]
-    b = tl.load(shift + row, mask=c < C, other=0.0)[:, None]
-    s = tl.load(scale + row, mask=c < C, other=0.0)[:, None]
-    for start in range(0, P, BLOCK_P):
-        p = start + tl.arange(0, BLOCK_P)[None, :]
-        inside = (c[:, None] < C) & (p < P)
-        v = tl.load(x + roi * sr + c[:, None] * sc + p * sp, mask=inside, other=0.0).to(ACC)
-        d = tl.load(dy + roi * dr + c[:, None] * dc + p * dp, mask=inside, other=0.0).to(ACC)
-        v = (v - m) * a + b + d * s
-        tl.store(dx + roi * gr + c[:, None] * gc + p * gp, v.to(dx.dtype.element_ty), mask=inside)
+def tile(channels: int, positions: int, channels_last: bool) -> tuple[int, int]:
+    """Return how many channels and positions of a RoI a program works on at a time."""
+    if channels_last and positions > 1:
+        block_c = min(128, triton.next_power_of_2(channels))
+        return block_c, min(_TILE // block_c, triton.next_power_of_2(positions))
+    block_p = min(256, triton.next_power_of_2(positions))
+    return min(max(1, _TILE // block_p), triton.next_power_of_2(channels)), block_p

@@ -1,12 +1,16 @@
 """What the BN heads share: layouts that are told the RoIs of each forward, and RoIs that move."""
 
 from collections.abc import Callable
+from typing import TypeVar
 
 from torch import Tensor, nn
 
 from ..distributed import unshuffle_rois
+from .convert import use_layout
+from .layouts import RoILayout
 from .normalization_batch import NormalizationBatch
-from .roi_layout import RoILayout
+
+_Watches = TypeVar("_Watches", bound="WatchesRoIs")
 
 
 class WatchesRoIs(nn.Module):
@@ -21,7 +25,11 @@ class WatchesRoIs(nn.Module):
         self.__dict__.setdefault("_watched", []).append((layout, module))
         self.watch(self.training)
 
-    def train(self, mode: bool = True):
+    def watched_layouts(self) -> list[RoILayout]:
+        """Return the layouts that this module keeps informed."""
+        return [layout for layout, _ in self.__dict__.get("_watched", [])]
+
+    def train(self: _Watches, mode: bool = True) -> _Watches:
         super().train(mode)
         self.watch(mode)
         return self
@@ -37,22 +45,19 @@ class WatchesRoIs(nn.Module):
         ]
 
 
-def layouts_of(model: nn.Module) -> list[RoILayout]:
-    """Every RoI layout of a model, once: those of its layers and those of its heads."""
-    attributes = (value for module in model.modules() for value in vars(module).values())
-    return list(dict.fromkeys(value for value in attributes if isinstance(value, RoILayout)))
-
-
 def watched_layouts(model: nn.Module) -> set[RoILayout]:
     """Return the layouts that a module of `model` keeps informed of the RoIs per image."""
-    watched = (vars(module).get("_watched", ()) for module in model.modules())
-    return {layout for pairs in watched for layout, _ in pairs}
+    watchers = (module for module in model.modules() if isinstance(module, WatchesRoIs))
+    return {layout for watcher in watchers for layout in watcher.watched_layouts()}
 
 
-def head_layout(
-    conv_norm: str | Callable, roi_batch: NormalizationBatch | None, name: str
+def give_layout(
+    head: nn.Module,
+    conv_norm: str | Callable[[int], nn.Module],
+    roi_batch: NormalizationBatch | None,
+    name: str,
 ) -> RoILayout:
-    """The layout of a head's BatchNorm layers; of no use where `conv_norm` is not "BN".
+    """Make the layout of a head; where `conv_norm` is "BN", put the head's BN layers behind it.
 
     Raises:
         ValueError: a `roi_batch` of another kind, or one that another norm would ignore.
@@ -67,13 +72,17 @@ def head_layout(
             f"conv_norm is {conv_norm!r}, which does not follow roi_batch ({roi_batch}); use "
             "conv_norm 'BN', or no roi_batch"
         )
-    return RoILayout(roi_batch, name=name)
+    layout = RoILayout(roi_batch, name=name)
+    if conv_norm == "BN":
+        use_layout(head, layout)
+    return layout
 
 
 def apply_to_rois(
     layout: RoILayout, layers: Callable[[Tensor], Tensor], x: Tensor, *, training: bool
 ) -> Tensor:
     """Compute `layers(x)`; in training after RoI shuffling where the layout moves features."""
+    layout.require_layers()
     if training and layout.settings.moves_features:
         return apply_to_moved_rois(layout, layers, x)
     return layers(x)

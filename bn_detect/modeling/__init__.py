@@ -1,5 +1,6 @@
 """The heads, models and backbones that importing bn_detect registers with Detectron2."""
 
+from .. import needs_detectron2  # noqa: F401
 from .backbone import (
     build_lean_resnet_backbone,
     build_lean_resnet_fpn_backbone,

@@ -6,9 +6,9 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads import ROI_BOX_HEAD_REGISTRY, FastRCNNConvFCHead
 from torch import Tensor
 
-from ..configuration.keys import normalization_batch
-from ..layers import NormalizationBatch, use_layout
-from ..layers.watching import apply_to_rois, head_layout
+from ..configuration.keys import batch_for
+from ..layers import NormalizationBatch
+from ..layers.watching import apply_to_rois, give_layout
 
 
 @ROI_BOX_HEAD_REGISTRY.register()
@@ -33,16 +33,13 @@ class BNConvFCHead(FastRCNNConvFCHead):
         **kwargs,
     ) -> None:
         super().__init__(input_shape, conv_norm=conv_norm, **kwargs)
-        self.roi_layout = head_layout(conv_norm, roi_batch, "box")
-        if conv_norm == "BN":
-            use_layout(self, self.roi_layout)
+        self.roi_layout = give_layout(self, conv_norm, roi_batch, "box")
 
     @classmethod
     def from_config(cls, cfg, input_shape: ShapeSpec) -> dict:
-        has_bn = cfg.MODEL.ROI_BOX_HEAD.NORM == "BN"
         return {
             **super().from_config(cfg, input_shape),
-            "roi_batch": normalization_batch(cfg) if has_bn else None,
+            "roi_batch": batch_for(cfg, cfg.MODEL.ROI_BOX_HEAD.NORM),
         }
 
     def forward(self, x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
-from ..configuration.keys import normalization_batch
+from ..configuration.keys import batch_for
 from ..layers import ImageLayout, NormalizationBatch, use_layout
 from ..layers.watching import apply_to_rois
 
@@ -54,13 +54,12 @@ class BNImageClassifier(nn.Module):
 
     @classmethod
     def from_config(cls, cfg) -> dict[str, Any]:
-        has_bn = cfg.MODEL.RESNETS.NORM == "BN"
         return {
             "backbone": build_backbone(cfg),
             "num_classes": cfg.MODEL.CLASSIFIER.NUM_CLASSES,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
-            "image_batch": normalization_batch(cfg) if has_bn else None,
+            "image_batch": batch_for(cfg, cfg.MODEL.RESNETS.NORM),
         }
 
     @property
@@ -81,10 +80,13 @@ class BNImageClassifier(nn.Module):
         Raises:
             ValueError: images of several sizes.
         """
-        logits = self._logits(self._images(batched_inputs))
+        x = self._images(batched_inputs)
         if not self.training:
-            return [{"scores": scores} for scores in logits]
+            return [{"scores": scores} for scores in self._logits(x)]
         labels = torch.tensor([d["label"] for d in batched_inputs], device=self.device)
+        if self.image_layout.settings.needs_labels:
+            self.image_layout.record([1] * len(labels), labels)
+        logits = self._logits(x)
         wrong = (logits.detach().argmax(1) != labels).float().mean()
         get_event_storage().put_scalar("classifier/error", 100 * wrong.item())
         return {"loss_cls": F.cross_entropy(logits.float(), labels)}

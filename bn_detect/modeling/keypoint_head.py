@@ -6,9 +6,9 @@ from detectron2.layers import Conv2d, ShapeSpec, get_norm, interpolate
 from detectron2.modeling.roi_heads import ROI_KEYPOINT_HEAD_REGISTRY, KRCNNConvDeconvUpsampleHead
 from torch import Tensor
 
-from ..configuration.keys import normalization_batch
-from ..layers import NormalizationBatch, use_layout
-from ..layers.watching import WatchesRoIs, apply_to_rois, head_layout
+from ..configuration.keys import batch_for
+from ..layers import NormalizationBatch
+from ..layers.watching import WatchesRoIs, apply_to_rois, give_layout
 
 
 @ROI_KEYPOINT_HEAD_REGISTRY.register()
@@ -35,22 +35,20 @@ class BNKRCNNConvDeconvUpsampleHead(WatchesRoIs, KRCNNConvDeconvUpsampleHead):
         **kwargs,
     ) -> None:
         super().__init__(input_shape, **kwargs)
-        self.roi_layout = head_layout(conv_norm, roi_batch, "keypoint")
         if conv_norm:
             for conv in (m for m in self if isinstance(m, Conv2d)):
                 conv.norm = get_norm(conv_norm, conv.out_channels)
                 conv.bias = None
+        self.roi_layout = give_layout(self, conv_norm, roi_batch, "keypoint")
         if conv_norm == "BN":
-            use_layout(self, self.roi_layout)
             self.watch_rois(self.roi_layout, self)  # forward(x, instances)
 
     @classmethod
     def from_config(cls, cfg, input_shape: ShapeSpec) -> dict:
-        has_bn = cfg.MODEL.ROI_KEYPOINT_HEAD.NORM == "BN"
         return {
             **super().from_config(cfg, input_shape),
             "conv_norm": cfg.MODEL.ROI_KEYPOINT_HEAD.NORM,
-            "roi_batch": normalization_batch(cfg) if has_bn else None,
+            "roi_batch": batch_for(cfg, cfg.MODEL.ROI_KEYPOINT_HEAD.NORM),
         }
 
     def layers(self, x: Tensor) -> Tensor:

@@ -6,9 +6,9 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads import ROI_MASK_HEAD_REGISTRY, MaskRCNNConvUpsampleHead
 from torch import Tensor
 
-from ..configuration.keys import normalization_batch
-from ..layers import NormalizationBatch, use_layout
-from ..layers.watching import WatchesRoIs, apply_to_rois, head_layout
+from ..configuration.keys import batch_for
+from ..layers import NormalizationBatch
+from ..layers.watching import WatchesRoIs, apply_to_rois, give_layout
 
 
 @ROI_MASK_HEAD_REGISTRY.register()
@@ -33,17 +33,15 @@ class BNMaskConvUpsampleHead(WatchesRoIs, MaskRCNNConvUpsampleHead):
         **kwargs,
     ) -> None:
         super().__init__(input_shape, conv_norm=conv_norm, **kwargs)
-        self.roi_layout = head_layout(conv_norm, roi_batch, "mask")
+        self.roi_layout = give_layout(self, conv_norm, roi_batch, "mask")
         if conv_norm == "BN":
-            use_layout(self, self.roi_layout)
             self.watch_rois(self.roi_layout, self)  # forward(x, instances)
 
     @classmethod
     def from_config(cls, cfg, input_shape: ShapeSpec) -> dict:
-        has_bn = cfg.MODEL.ROI_MASK_HEAD.NORM == "BN"
         return {
             **super().from_config(cfg, input_shape),
-            "roi_batch": normalization_batch(cfg) if has_bn else None,
+            "roi_batch": batch_for(cfg, cfg.MODEL.ROI_MASK_HEAD.NORM),
         }
 
     def layers(self, x: Tensor) -> Tensor:

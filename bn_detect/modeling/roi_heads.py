@@ -8,16 +8,31 @@ from detectron2.modeling.roi_heads import (
     Res5ROIHeads,
     StandardROIHeads,
 )
-from detectron2.structures import Boxes
+from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
-from ..configuration.keys import normalization_batch
-from ..layers import NormalizationBatch, use_layout
-from ..layers.watching import WatchesRoIs, apply_to_rois, head_layout
+from ..configuration.keys import batch_for
+from ..layers import NormalizationBatch
+from ..layers.watching import WatchesRoIs, apply_to_rois, give_layout
+
+
+class _TellsLabels(WatchesRoIs):
+    """RoI heads that tell their layouts the classes of the RoIs that are sampled for training."""
+
+    def label_and_sample_proposals(
+        self, proposals: list[Instances], targets: list[Instances]
+    ) -> list[Instances]:
+        return self._told(super().label_and_sample_proposals(proposals, targets))
+
+    def _told(self, sampled: list[Instances]) -> list[Instances]:
+        for layout in self.watched_layouts():
+            if layout.settings.needs_labels:
+                layout.expect_labels([instances.gt_classes for instances in sampled])
+        return sampled
 
 
 @ROI_HEADS_REGISTRY.register()
-class BNStandardROIHeads(WatchesRoIs, StandardROIHeads):
+class BNStandardROIHeads(_TellsLabels, StandardROIHeads):
     """`StandardROIHeads` for a `BNConvFCHead`; mask and keypoint heads inform themselves.
 
     Other box heads, and `BNConvFCHead` without BN, behave as in the parent.
@@ -35,7 +50,7 @@ class BNStandardROIHeads(WatchesRoIs, StandardROIHeads):
 
 
 @ROI_HEADS_REGISTRY.register()
-class BNCascadeROIHeads(WatchesRoIs, CascadeROIHeads):
+class BNCascadeROIHeads(_TellsLabels, CascadeROIHeads):
     """`CascadeROIHeads` for `BNConvFCHead`s: one per stage, with shuffles of their own."""
 
     @configurable
@@ -46,9 +61,14 @@ class BNCascadeROIHeads(WatchesRoIs, CascadeROIHeads):
                 head.roi_layout.name = f"box_stage{stage}"
                 self.watch_rois(head.roi_layout, self.box_pooler)
 
+    def _match_and_label_boxes(
+        self, proposals: list[Instances], stage: int, targets: list[Instances]
+    ) -> list[Instances]:
+        return self._told(super()._match_and_label_boxes(proposals, stage, targets))
+
 
 @ROI_HEADS_REGISTRY.register()
-class BNRes5ROIHeads(WatchesRoIs, Res5ROIHeads):
+class BNRes5ROIHeads(_TellsLabels, Res5ROIHeads):
     """`Res5ROIHeads` (C4) whose res5 stage has BatchNorm under an explicit normalization batch.
 
     From a config, the norm of res5 is `MODEL.ROI_BOX_HEAD.NORM`, or where that is "" the backbone's
@@ -65,17 +85,16 @@ class BNRes5ROIHeads(WatchesRoIs, Res5ROIHeads):
         self, *, res5: nn.Module, roi_batch: NormalizationBatch | None = None, **kwargs
     ) -> None:
         super().__init__(res5=res5, **kwargs)
-        self.roi_layout = head_layout("BN", roi_batch, "res5")
+        norm = "" if roi_batch is None else "BN"
+        self.roi_layout = give_layout(self.res5, norm, roi_batch, "res5")
         if roi_batch is not None:
-            use_layout(self.res5, self.roi_layout)
             self.watch_rois(self.roi_layout, self.pooler)
 
     @classmethod
     def from_config(cls, cfg, input_shape) -> dict:
-        has_bn = _res5_norm(cfg) == "BN"
         return {
             **super().from_config(cfg, input_shape),
-            "roi_batch": normalization_batch(cfg) if has_bn else None,
+            "roi_batch": batch_for(cfg, _res5_norm(cfg)),
         }
 
     @classmethod

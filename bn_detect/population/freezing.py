@@ -56,6 +56,12 @@ def freezable_layers(
     return dict(layers)
 
 
+def is_frozen(layer: nn.Module) -> bool:
+    """Return whether `freeze_batchnorm` froze this layer."""
+    train = vars(layer).get("train")
+    return isinstance(train, functools.partial) and train.func is _stay_frozen
+
+
 def _stay_frozen(layer: nn.Module, mode: bool = True) -> nn.Module:
     """Take the place of a frozen layer's `train`."""
     return layer

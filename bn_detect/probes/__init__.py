@@ -1,26 +1,43 @@
-"""Leakage, measured: how much a RoI head reads from the other RoIs of its normalization batch."""
+"""Probes: measure how much a RoI head reads from the other RoIs of its normalization batch.
 
-from .batches import probe_loader
+Needs torch alone, and the library of the detector that is probed (see `adapters`).
+"""
+
+from typing import Any
+
 from .bootstrap import Interval
 from .decompose import DecompositionReport, DecompositionRow, decomposition
 from .jacobian import JacobianReport, cross_roi_jacobian
+from .probing import own_batch
+from .registry import PROBES, Probe
 from .statistics import LayerBits, StatisticsReport, statistics_probe
 from .swap import companion_swap
 from .swap_report import FlipExample, Swap, SwapReport
 
 __all__ = [
+    "PROBES",
     "DecompositionReport",
     "DecompositionRow",
     "FlipExample",
     "Interval",
     "JacobianReport",
     "LayerBits",
+    "Probe",
     "StatisticsReport",
     "Swap",
     "SwapReport",
     "companion_swap",
     "cross_roi_jacobian",
     "decomposition",
-    "probe_loader",
+    "own_batch",
     "statistics_probe",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import `probe_loader`, which needs Detectron2, only where it is asked for."""
+    if name == "probe_loader":
+        from .adapters.detectron2_batches import probe_loader
+
+        return probe_loader
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,57 +1,63 @@
-"""How many bits about labels a linear classifier reads from vectors, with a permuted null."""
+"""Bits about labels that a linear classifier reads from vectors, against a permuted null."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GroupKFold
-from sklearn.preprocessing import StandardScaler
-from threadpoolctl import threadpool_limits
+
+Array = np.ndarray[Any, np.dtype[Any]]
 
 FOLDS, DIMENSIONS = 5, 16
 PENALTIES = (0.3, 3.0, 30.0, 300.0)
-# Probabilities are mixed with this share of the labels' frequencies: a wrong certainty costs a
-# few bits, not all.
+# Predicted probabilities are mixed with this share of the labels' frequencies, so that a wrong
+# prediction made with certainty costs a few bits and not infinitely many.
 CAUTION = 0.02
 
 
 @dataclass(frozen=True)
 class Bits:
-    """Information about labels, averaged over the columns that vary.
+    """Information about labels, in bits, averaged over the columns of labels that vary.
 
     Attributes:
-        entropy: of the labels, in bits: all there is to read.
-        read: entropy minus cross-entropy of held-out predictions; below 0 where a classifier
+        entropy: of the labels, the most that can be read.
+        read: entropy minus cross-entropy of held-out predictions; negative where the classifier
             does worse than the labels' frequencies.
-        null: (permutations,) the same with the labels of other samples.
+        null: (permutations,) the same when the labels belong to other samples.
     """
 
     entropy: float
     read: float
-    null: np.ndarray
+    null: Array
 
 
-@threadpool_limits.wrap(limits=1)  # problems so small that a second thread only waits
 def bits_about(
-    vectors: np.ndarray,
-    labels: np.ndarray,
-    batch: np.ndarray,
+    vectors: Array,
+    labels: Array,
+    batch: Array,
     *,
     permutations: int,
     seed: int,
 ) -> Bits | None:
-    """Cross-validated bits that an L2-regularized logistic regression reads from `vectors`.
+    """Return the cross-validated bits that an L2-regularized logistic regression reads.
 
-    Vectors are standardized and projected on their principal components, as the training part of
-    each fold has them.
+    Vectors are standardized and projected on their principal components, both fitted on the
+    training part of each fold.
 
     Args:
-        vectors: (N, D). labels: (N, L) int, L labels of each sample.
-        batch: (N,) samples of one batch are in one fold, for what they have in common.
+        vectors: (N, D).
+        labels: (N, L) int, L labels of each sample.
+        batch: (N,) the batch of each sample; samples of one batch may have something in common and
+            stay in one fold.
+        permutations: of the labels, for the null.
+        seed: of the permutations.
 
     Returns:
-        None where no label varies enough: every value needs as many samples as there are folds.
+        None where no label varies enough: each of its values needs as many samples as there are
+        folds.
     """
+    from sklearn.model_selection import GroupKFold  # scikit-learn is slow to import
+    from threadpoolctl import threadpool_limits
+
     folds = min(FOLDS, len(np.unique(batch)))
     counts = [np.unique(column, return_counts=True)[1] for column in labels.T]
     varies = [len(count) > 1 and count.min() >= folds for count in counts]
@@ -64,44 +70,45 @@ def bits_about(
     ]
     rng = np.random.default_rng(seed)
     orders = [rng.permutation(len(labels)) for _ in range(permutations)]
-    return Bits(
-        _entropy(labels),
-        _read(splits, labels),
-        np.array([_read(splits, labels[order]) for order in orders]),
-    )
+    with threadpool_limits(limits=1):  # the problems are so small that a second thread only waits
+        null = np.array([_read(splits, labels[order]) for order in orders])
+        return Bits(_entropy(labels), _read(splits, labels), null)
 
 
 class _Split:
-    """A fold: its training and its held-out vectors, projected."""
+    """The training and the held-out vectors of one fold, projected."""
 
-    def __init__(self, vectors: np.ndarray, train: np.ndarray, test: np.ndarray) -> None:
+    def __init__(self, vectors: Array, train: Array, test: Array) -> None:
         self.train, self.test = train, test
-        scaler = StandardScaler().fit(vectors[train])
-        scaled = scaler.transform(vectors)
+        mean, deviation = vectors[train].mean(0), vectors[train].std(0)
+        constant = deviation <= 1e-10 * np.abs(mean)  # but for rounding
+        scaled = (vectors - mean) / np.where(constant, 1, deviation)
         _, spread, directions = np.linalg.svd(scaled[train], full_matrices=False)
-        # Of equal vectors, as images of one group have, there are fewer directions than samples.
+        # Images of one group have equal vectors: there are fewer directions than samples.
         kept = spread[:DIMENSIONS] > max(1e-3 * spread[0], 1e-9)
         scale = np.sqrt(len(train)) / spread[:DIMENSIONS][kept]
         projected = scaled @ directions[:DIMENSIONS][kept].T * scale
         self._train_vectors, self._test_vectors = projected[train], projected[test]
 
-    def loss(self, coded: np.ndarray, penalty: float) -> float:
-        """Of the held-out predictions of one label (N,) in [0, values): bits, summed."""
+    def loss(self, coded: Array, penalty: float) -> float:
+        """Return the summed loss in bits of the held-out predictions; coded (N,) counts from 0."""
         frequency = np.bincount(coded) / len(coded)
         predicted = np.tile(frequency, (len(self.test), 1))
         if len(np.unique(coded[self.train])) > 1 and self._train_vectors.size:
+            from sklearn.linear_model import LogisticRegression
+
             model = LogisticRegression(C=1 / penalty, max_iter=200)
             model.fit(self._train_vectors, coded[self.train])
             predicted *= CAUTION
-            found = model.predict_proba(self._test_vectors)
-            predicted[:, model.classes_] += (1 - CAUTION) * found
-        return -np.log2(predicted[np.arange(len(self.test)), coded[self.test]]).sum()
+            probabilities = model.predict_proba(self._test_vectors)
+            predicted[:, model.classes_] += (1 - CAUTION) * probabilities
+        return -float(np.log2(predicted[np.arange(len(self.test)), coded[self.test]]).sum())
 
 
-def _read(splits: list[_Split], labels: np.ndarray) -> float:
-    """Entropy minus cross-entropy, mean over the labels, with the penalty that suits them best.
+def _read(splits: list[_Split], labels: Array) -> float:
+    """Return entropy minus cross-entropy, mean over the labels, with the best penalty.
 
-    The null chooses its penalty, too, and so has the same advantage.
+    The null chooses its penalty in the same way, so that it has the same advantage.
     """
     coded = [np.unique(column, return_inverse=True)[1] for column in labels.T]
     losses = [
@@ -111,10 +118,10 @@ def _read(splits: list[_Split], labels: np.ndarray) -> float:
     return _entropy(labels) - float(min(losses)) / labels.size
 
 
-def _entropy(labels: np.ndarray) -> float:
-    """In bits, mean over the columns."""
-    each = []
+def _entropy(labels: Array) -> float:
+    """Return the entropy in bits, mean over the columns."""
+    entropies = []
     for column in labels.T:
         share = np.unique(column, return_counts=True)[1] / len(column)
-        each.append(-(share * np.log2(share)).sum())
-    return float(np.mean(each))
+        entropies.append(-(share * np.log2(share)).sum())
+    return float(np.mean(entropies))

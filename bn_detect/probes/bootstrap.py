@@ -1,4 +1,7 @@
-"""Intervals by the bootstrap (Efron 1979) over images, the units that are drawn independently."""
+"""Confidence intervals by the bootstrap (Efron 1979) over images.
+
+Images are the units that are drawn independently; the RoIs of one image are not.
+"""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +14,7 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with its 95% interval; all NaN where nothing was measured."""
+    """A mean with its 95% interval; all three are NaN where nothing was measured."""
 
     mean: float
     low: float
@@ -30,21 +33,22 @@ def bootstrap(
     *,
     seed: int = 0,
 ) -> Interval:
-    """The weighted mean of `values`, and percentiles of it when images are drawn with replacement.
+    """Return the weighted mean of `values`, with percentiles over resampled images.
 
     Args:
         values: one per RoI.
-        images: the image that each value comes from; values of one image are drawn together.
-        weights: of the values, not negative; default: equal.
+        images: the image that each value comes from. Images are drawn with replacement, each with
+            all of its values.
+        weights: of the values, not negative; None: equal weights.
         seed: of the draws.
     """
-    values = np.asarray(values, dtype=float)
-    weights = np.ones_like(values) if weights is None else np.asarray(weights, dtype=float)
-    if not weights.sum() > 0:
+    x = np.asarray(values, dtype=float)
+    w = np.ones_like(x) if weights is None else np.asarray(weights, dtype=float)
+    if not w.sum() > 0:
         return Interval(math.nan, math.nan, math.nan)
     _, unit = np.unique(np.asarray(images), return_inverse=True)
-    sums = np.bincount(unit, weights * values)
-    totals = np.bincount(unit, weights)
+    sums = np.bincount(unit, w * x)
+    totals = np.bincount(unit, w)
     draws = np.random.default_rng(seed).multinomial(
         len(sums), np.full(len(sums), 1 / len(sums)), RESAMPLES
     )

@@ -1,42 +1,43 @@
-"""Decomposition: how much of an error is training noise, generalization, and inconsistency.
+"""Decomposition of an error into training noise, generalization gap and train-test inconsistency.
 
-After Wu & Johnson (2021, Section 4): the same RoIs of training and validation images, normalized as
-in training (mini-batch statistics) and as in inference (population statistics, by moving average
-and by PreciseBN).
+After Wu & Johnson (2021, Section 4): the same RoIs of training and validation images are normalized
+as in training (mini-batch statistics) and as in inference (population statistics: those that the
+model holds, and those of a PreciseBN pass).
 """
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from ..layers import NormalizationBatch
+from ..layers import STATISTICS, NormalizationBatch
 from ..population.bn_layers import unwrapped
 from ..population.precise_bn import update_population_stats
 from ..population.undisturbed import undisturbed
+from .adapters import find_head
 from .adapters.heads import RoIHead
-from .adapters.torchvision_heads import TorchvisionHead
 from .batches import take
-from .probing import find_head, on_population_statistics, probing, require_one_process
+from .probing import on_population_statistics, probing, require_one_process
 from .rois import RoIs
 
-STATISTICS = ("minibatch", "ema", "precise")
-EVALUATED = {"minibatch": "minibatch", "ema": "population", "precise": "precise"}
-
-Evaluate = Callable[[str], Mapping[str, Mapping[str, float]]]  # kind -> split -> metric -> percent
+# Kind of statistics -> split -> metric -> percent
+Evaluate = Callable[[str], Mapping[str, Mapping[str, float]]]
 Buffers = dict[str, Tensor]  # dotted name in the model -> value
 
 
 @dataclass(frozen=True)
 class DecompositionRow:
-    """One kind of statistics on one set of images.
+    """The box head on one set of images under one kind of statistics.
 
     Attributes:
-        split: name of the loader. statistics: "minibatch", "ema" or "precise".
-        loss: classification loss in nats. accuracy, foreground_accuracy: share of all RoIs, and of
-            foreground RoIs, whose predicted class is right. NaN where there is no such RoI.
+        split: name of the loader.
+        statistics: "minibatch", "population" or "precise".
+        loss: mean classification loss of a RoI, in nats; NaN where there is no RoI.
+        accuracy: share of all RoIs whose predicted class is right.
+        foreground_accuracy: the same of foreground RoIs.
         ap, ap50: box AP in percent; None where not evaluated.
     """
 
@@ -51,79 +52,86 @@ class DecompositionRow:
 
 @dataclass(frozen=True)
 class DecompositionReport:
-    """What `decomposition` found; `print` shows a table.
+    """The result of `decomposition`; `print` shows a table.
 
     Attributes:
-        rows: a row per loader and kind of statistics, in that order.
+        rows: one for each loader and kind of statistics, in that order.
     """
 
     rows: tuple[DecompositionRow, ...]
 
     def __str__(self) -> str:
-        headers = ["split", "statistics", "loss (nats)", "accuracy", "of foreground", "AP", "AP50"]
+        headers = [
+            "split",
+            "statistics",
+            "loss (nats)",
+            "accuracy",
+            "foreground accuracy",
+            "AP",
+            "AP50",
+        ]
         rows = [
             [r.split, r.statistics, r.loss, r.accuracy, r.foreground_accuracy, r.ap, r.ap50]
             for r in self.rows
         ]
         digits = ["", "", ".3f", ".3f", ".3f", ".1f", ".1f"]
-        return tabulate(rows, headers=headers, floatfmt=digits)
+        return str(tabulate(rows, headers=headers, floatfmt=digits))
 
 
 def decomposition(
     model: nn.Module,
-    loaders: Mapping[str, Iterable],
+    loaders: Mapping[str, Iterable[Any]],
     num_batches: int,
     *,
-    population_loader: Iterable,
+    population_loader: Iterable[Any],
     population_batches: int,
     partition: NormalizationBatch | None = None,
     evaluate: Evaluate | None = None,
     seed: int = 0,
 ) -> DecompositionReport:
-    """Loss and accuracy of the box head by images and by statistics.
+    """Measure loss and accuracy of the box head for each set of images and kind of statistics.
 
-    The loss under "minibatch" on training images holds the noise of training; its difference on
-    validation images is the generalization gap; that between "precise" and "minibatch" on
-    validation images is the inconsistency of training and testing. "ema" differs from "precise" by
-    how bad an estimate of the population the moving average is.
+    The loss under "minibatch" on training images includes the noise of training. From there to
+    validation images is the generalization gap; from "minibatch" to "precise", both on validation
+    images, the inconsistency of training and testing. "population" are the statistics that the
+    model holds; how much worse than "precise" they are shows how good an estimate they are.
 
-    RoIs are sampled as in training, and the same for all statistics; so are their features, for
-    only the statistics of the box head change. A head without BatchNorm has equal rows.
+    RoIs are sampled as in training. All kinds of statistics get the same RoIs with the same
+    features, since only the box head changes. A head without BatchNorm has equal rows.
 
     The model is left as it was: buffers, modes, hooks and random number generators.
 
     Args:
         model, partition, seed: as in `companion_swap`.
-        loaders: name of a set of images -> its batches, `num_batches` of each.
-        population_loader: training batches for PreciseBN, `population_batches` of them.
-        evaluate: called with "minibatch", "population" and "precise", it returns for each name of
-            `loaders` the AP and AP50 of the whole detector, {"AP": .., "AP50": ..}, in percent.
+        loaders: name of a set of images -> its batches, of which `num_batches` are used.
+        population_loader: training batches for PreciseBN, of which `population_batches` are used.
+        evaluate: takes a kind of statistics and returns, for each name of `loaders`, AP and AP50 of
+            the whole detector in percent, {"AP": .., "AP50": ..}.
 
     Raises:
-        ValueError: settings that cannot work, a loader that ends early, a model of a kind that is
-            not known.
+        ValueError: a loader ends early, or see `probing.probing`.
     """
     require_one_process()
     precise = _precise_statistics(model, population_loader, population_batches)
-    found: dict[tuple[str, str], _Tally] = {}
+    tallies: dict[tuple[str, str], _Tally] = {}
     with probing(model, partition, seed) as (head, groups), torch.no_grad():
-        ema = {name: value.clone() for name, value in _buffers(head).items()}
+        population = {name: value.clone() for name, value in _buffers(head).items()}
         for split, loader in loaders.items():
-            tallies = {kind: _Tally(head) for kind in STATISTICS}
-            found |= {(split, kind): tally for kind, tally in tallies.items()}
+            of_split = {kind: _Tally(head) for kind in STATISTICS}
+            tallies |= {(split, kind): tally for kind, tally in of_split.items()}
             for step, batch in enumerate(take(loader, num_batches, f"decomposition, {split}")):
                 (rois,) = head.sample(batch)
                 for group in groups(rois, step):
-                    tallies["minibatch"].add(rois, group, head(rois.features[group]).logits)
+                    of_split["minibatch"].add(rois, group, head(rois.features[group]).logits)
                 if not len(rois):
                     continue
-                everything = torch.arange(len(rois))
-                for kind, statistics in (("ema", ema), ("precise", precise)):
-                    _load(head, ema | statistics)
+                all_rois = torch.arange(len(rois))
+                for kind, buffers in (("population", {}), ("precise", precise)):
+                    _load(head, population | buffers)
                     with on_population_statistics(head):
                         logits = head(rois.features).logits
-                    tallies[kind].add(rois, everything, logits)
-    ap = {kind: evaluate(EVALUATED[kind]) if evaluate else {} for kind in STATISTICS}
+                    of_split[kind].add(rois, all_rois, logits)
+    ap = {kind: evaluate(kind) if evaluate else {} for kind in STATISTICS}
     return DecompositionReport(
         tuple(
             DecompositionRow(
@@ -133,13 +141,13 @@ def decomposition(
                 ap[kind].get(split, {}).get("AP"),
                 ap[kind].get(split, {}).get("AP50"),
             )
-            for (split, kind), tally in found.items()
+            for (split, kind), tally in tallies.items()
         )
     )
 
 
 class _Tally:
-    """Loss and right predictions, added up over RoIs."""
+    """Sums of losses and of right predictions over RoIs."""
 
     def __init__(self, head: RoIHead) -> None:
         self._head = head
@@ -156,7 +164,7 @@ class _Tally:
         self._foreground += int(foreground.sum())
 
     def means(self) -> tuple[float, float, float]:
-        """Loss, accuracy, accuracy of foreground."""
+        """Return mean loss, accuracy and foreground accuracy."""
 
         def mean(total: float, count: int) -> float:
             return total / count if count else float("nan")
@@ -168,30 +176,17 @@ class _Tally:
         )
 
 
-class _Unpacked(nn.Module):
-    """A torchvision model that takes a batch as one argument."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, batch: tuple) -> dict[str, Tensor]:
-        return self.model(*batch)
-
-
-def _precise_statistics(model: nn.Module, loader: Iterable, num_batches: int) -> Buffers:
-    """The buffers of the box head after a PreciseBN pass; none where it has no BN layers."""
+def _precise_statistics(model: nn.Module, loader: Iterable[Any], num_batches: int) -> Buffers:
+    """Return the buffers of the box head after a PreciseBN pass; {} where it has no BN layers."""
     model = unwrapped(model)
     head = find_head(model)
     tracked = [name for name, m in head.bn_layers.items() if m.running_mean is not None]
     if not tracked:
         return {}
     with undisturbed(model):
-        if isinstance(head, TorchvisionHead):
-            tracked = [f"model.{name}" for name in tracked]
-            update_population_stats(_Unpacked(model), loader, num_batches, modules=tracked)
-        else:
-            update_population_stats(model, loader, num_batches, modules=tracked)
+        update_population_stats(
+            model, loader, num_batches, modules=tracked, forward=head.forward_model
+        )
         return {name: value.clone() for name, value in _buffers(head).items()}
 
 

@@ -1,7 +1,8 @@
-"""Cross-RoI Jacobian: whose features a RoI's prediction depends on, to first order."""
+"""Cross-RoI Jacobian: on which RoIs' features a prediction depends, to first order."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from tabulate import tabulate
@@ -17,13 +18,14 @@ from .rois import RoIs
 
 @dataclass(frozen=True)
 class JacobianReport:
-    """What `cross_roi_jacobian` found; `print` shows a table.
+    """The result of `cross_roi_jacobian`; `print` shows a table.
 
     Attributes:
-        itself, same_image, other_images: mean shares of the squared gradient of a RoI's logit that
-            fall on its own features, on those of other RoIs of its image, and on those of other
-            images; they add up to 1. 95% intervals by bootstrap over images.
-        images, rois: how many were measured; RoIs whose logit has no gradient at all are not.
+        itself: mean share of the squared gradient of a RoI's logit that falls on its own features;
+            like the others with its 95% interval by bootstrap over images.
+        same_image: the share on other RoIs of its image.
+        other_images: the share on RoIs of other images; the three add up to 1.
+        images, rois: numbers of those measured; a RoI whose logit has no gradient is left out.
     """
 
     itself: Interval
@@ -39,12 +41,12 @@ class JacobianReport:
             ["RoIs of other images", self.other_images],
         ]
         headers = ["squared gradient on", f"share, {self.rois} RoIs of {self.images} images"]
-        return tabulate(rows, headers=headers, disable_numparse=True)
+        return str(tabulate(rows, headers=headers, disable_numparse=True))
 
 
 def cross_roi_jacobian(
     model: nn.Module,
-    loader: Iterable,
+    loader: Iterable[Any],
     num_batches: int,
     *,
     partition: NormalizationBatch | None = None,
@@ -55,19 +57,18 @@ def cross_roi_jacobian(
 
     RoIs are sampled as in training, and the head normalizes with mini-batch statistics. The logit
     of the predicted class of some RoIs is differentiated with respect to the features of all RoIs
-    of the group, one vector-Jacobian product each. Even a head that does not exploit its companions
-    depends on them through the statistics: compare with a head that shuffles.
+    of the group, by one vector-Jacobian product each. A head that does not exploit its companions
+    still depends on them through the statistics; so compare with a head that shuffles.
 
     The model is left as it was: buffers, modes, hooks, gradients and random number generators.
 
     Args:
         model, loader, num_batches, partition, seed: as in `companion_swap`; one batch is enough.
-        rois_per_batch: RoIs whose logit is differentiated, drawn evenly from all; cost is a
-            backward pass of a group for each.
+        rois_per_batch: RoIs whose logit is differentiated, drawn evenly from all; each costs a
+            backward pass of its group.
 
     Raises:
-        ValueError: settings that cannot work, a loader that ends early, a model of a kind that is
-            not known.
+        ValueError: `rois_per_batch` is below 1, a loader ends early, or see `probing.probing`.
     """
     if rois_per_batch < 1:
         raise ValueError(f"rois_per_batch is {rois_per_batch}; it must be at least 1")
@@ -93,7 +94,10 @@ def cross_roi_jacobian(
 
 
 def _shares(head: RoIHead, rois: RoIs, group: Tensor, rows: list[int]) -> list[list[float] | None]:
-    """Of each row: the shares on itself, its image, other images; None without a gradient."""
+    """Return, for each row of the group, its shares (itself, its image, other images).
+
+    None for a row whose logit has no finite gradient other than 0.
+    """
     if not rows:
         return []
     features = rois.features[group].detach().requires_grad_()
@@ -102,7 +106,8 @@ def _shares(head: RoIHead, rois: RoIs, group: Tensor, rows: list[int]) -> list[l
         if head.sigmoid:  # background has no logit
             logits = logits[:, : head.background]
         top = logits.max(dim=1).values
-    image, shares = rois.image[group], []
+    image = rois.image[group]
+    shares: list[list[float] | None] = []
     for row in rows:
         (gradient,) = torch.autograd.grad(top[row], features, retain_graph=row != rows[-1])
         square = gradient.double().square().flatten(1).sum(1).cpu()

@@ -1,35 +1,32 @@
-"""A model under a probe: a box head on mini-batch statistics, RoIs in groups, and no traces."""
+"""A model under a probe: its box head on mini-batch statistics, and its RoIs in groups."""
 
 import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
-from detectron2.modeling.roi_heads import Res5ROIHeads, StandardROIHeads
-from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
-from torchvision.models.detection.roi_heads import RoIHeads as TorchvisionRoIHeads
 
 from ..distributed.collectives import default_group
 from ..layers import NormalizationBatch, RoIBatchNorm2d, RoILayout
 from ..layers.statistics import use_statistics
 from ..population.bn_layers import unwrapped
+from ..population.precise_bn import detectron2_events
 from ..population.undisturbed import undisturbed
-from .adapters.detectron2_heads import Detectron2Head
+from .adapters import find_head
 from .adapters.heads import RoIHead
-from .adapters.torchvision_heads import TorchvisionHead
 from .rois import RoIs
 
 
 class Groups:
-    """The groups of RoIs that meet in a head."""
+    """The partition of a batch's RoIs into the groups that meet in a head."""
 
     def __init__(self, settings: NormalizationBatch) -> None:
         # How features travel between processes does not matter in one.
         self._layout = RoILayout(replace(settings, exchange="statistics"), name="probe")
 
     def __call__(self, rois: RoIs, step: int) -> list[Tensor]:
-        """The indices of the RoIs of each group, ascending; groups of a single RoI are left out.
+        """Return the indices of the RoIs of each group, ascending, without groups of a single RoI.
 
         Args:
             step: number of the batch; shuffles differ by it.
@@ -42,6 +39,39 @@ class Groups:
         group = self._layout.partition(len(rois), torch.device("cpu")).group
         groups = [(group == g).nonzero()[:, 0] for g in group.unique()]
         return [indices for indices in groups if len(indices) > 1]
+
+
+def own_batch(model: nn.Module, virtual_workers: int = 1) -> NormalizationBatch:
+    """Return the normalization batch that the box head of a detector is trained with.
+
+    That of its `RoIBatchNorm2d` layers, if it has any; all workers for synchronized BatchNorm
+    (torch's SyncBatchNorm, Detectron2's NaiveSyncBatchNorm); else each worker by itself.
+
+    Args:
+        virtual_workers: the workers whose images are in one batch of the probe, where the layers
+            do not say it.
+
+    Raises:
+        ValueError: `RoIBatchNorm2d` layers have unequal normalization batches, or the model is of a
+            kind that no adapter knows.
+    """
+    return _own_batch(find_head(unwrapped(model)), virtual_workers)
+
+
+def _own_batch(head: RoIHead, virtual_workers: int = 1) -> NormalizationBatch:
+    layers = list(head.bn_layers.values())
+    settings = dict.fromkeys(m.layout.settings for m in layers if isinstance(m, RoIBatchNorm2d))
+    if len(settings) > 1:
+        first, second, *_ = settings
+        raise ValueError(
+            "the layers of the box head have unequal normalization batches, "
+            f"{first} and {second}: pass partition="
+        )
+    if settings:
+        return next(iter(settings))
+    if any(isinstance(layer, head.synchronized) for layer in layers):
+        return NormalizationBatch("global")
+    return NormalizationBatch("worker", virtual_workers=virtual_workers)
 
 
 def require_one_process() -> None:
@@ -57,38 +87,46 @@ def require_one_process() -> None:
 def probing(
     model: nn.Module, partition: NormalizationBatch | None, seed: int
 ) -> Iterator[tuple[RoIHead, Groups]]:
-    """The box head of `model`, ready to be run group by group, and the groups.
+    """Prepare a model for a probe, and restore it afterwards, whatever happens.
 
     Inside, a forward of the head treats the RoIs it gets as one normalization batch, as in training
-    but without dropout; backbone and proposals are as in inference, with as many proposals as in
-    training. Afterwards everything is as before, whatever happens.
+    but without dropout. Backbone and proposals work as in inference, with as many proposals as in
+    training.
 
     Args:
-        partition: of a batch into groups; None: that of the head's RoIBatchNorm2d layers, or where
-            it has none all RoIs of a batch (a worker).
+        partition: how a batch is cut into groups; None: as `own_batch` says.
         seed: of the RoI samples.
 
+    Yields:
+        The box head, and the groups.
+
     Raises:
-        ValueError: a model of a kind that is not known, layers of unequal normalization batches
-            with partition None, or more than one process.
+        ValueError: see `own_batch`; or this is one of several processes.
     """
     require_one_process()
     model = unwrapped(model)
     head = find_head(model)
     groups = Groups(partition or _own_batch(head))
-    # A forward of the head is one batch; its parts stay with their own parents.
+    # A forward of the head is one batch; in evaluation mode it uses population statistics.
     one_batch = use_statistics(
-        nn.ModuleList(head.parts), batch="worker", virtual_workers=1, exchange="statistics"
+        nn.ModuleList(head.parts),
+        "population",
+        batch="worker",
+        virtual_workers=1,
+        exchange="statistics",
     )
-    with undisturbed(model), EventStorage(1), one_batch:
+    with undisturbed(model), detectron2_events(), one_batch:
         head.seed = seed
-        _prepare(model, head)
+        model.eval()
+        if head.proposals is not None:
+            head.proposals.training = True  # not its layers: as many proposals as in training
+        _train_head(head)
         yield head, groups
 
 
 @contextlib.contextmanager
 def on_population_statistics(head: RoIHead) -> Iterator[None]:
-    """The head as in inference, inside `probing`."""
+    """Run the head as in inference; for use inside `probing`."""
     for part in head.parts:
         part.eval()
     try:
@@ -97,46 +135,8 @@ def on_population_statistics(head: RoIHead) -> Iterator[None]:
         _train_head(head)
 
 
-def find_head(model: nn.Module) -> RoIHead:
-    """The box head of Detectron2's or torchvision's `GeneralizedRCNN`.
-
-    Of a cascade it is the first stage. The layers of the head may be any.
-
-    Raises:
-        ValueError: a model whose RoI heads are of a kind that is not known here.
-    """
-    heads = getattr(model, "roi_heads", None)
-    if isinstance(heads, StandardROIHeads | Res5ROIHeads):
-        return Detectron2Head(model)
-    if isinstance(heads, TorchvisionRoIHeads):
-        return TorchvisionHead(model)
-    raise ValueError(
-        f"cannot probe {type(model).__name__} with roi_heads {type(heads).__name__}; known are "
-        "Detectron2's StandardROIHeads, CascadeROIHeads, Res5ROIHeads and torchvision's RoIHeads, "
-        "and their subclasses"
-    )
-
-
-def _own_batch(head: RoIHead) -> NormalizationBatch:
-    layers = [m for m in head.bn_layers.values() if isinstance(m, RoIBatchNorm2d)]
-    settings = list(dict.fromkeys(layer.layout.settings for layer in layers))
-    if len(settings) > 1:
-        raise ValueError(
-            "the layers of the box head have unequal normalization batches, "
-            f"{settings[0]} and {settings[1]}: pass partition="
-        )
-    return settings[0] if settings else NormalizationBatch("worker")
-
-
-def _prepare(model: nn.Module, head: RoIHead) -> None:
-    model.eval()
-    if head.proposals is not None:
-        head.proposals.training = True  # itself, not its layers: as many proposals as in training
-    _train_head(head)
-
-
 def _train_head(head: RoIHead) -> None:
-    """In training mode: norm layers of any kind are; but nothing is dropped."""
+    """Put the head into training mode, norm layers of any kind included, but without dropout."""
     for part in head.parts:
         part.train()
     for module in head.modules:

@@ -1,4 +1,4 @@
-"""The RoIs that a head is probed with."""
+"""The RoIs of one batch, as the probes see them."""
 
 from dataclasses import dataclass
 
@@ -11,13 +11,13 @@ class RoIs:
     """The RoIs of one batch of B images as the box head receives them, sampled as in training.
 
     Attributes:
-        features: (R, C, h, w), on the model's device like `boxes`, `targets` and `scale`; the rest
-            is on the CPU.
+        features: (R, C, h, w), on the model's device, as are `boxes`, `targets` and `scale`; the
+            other tensors are on the CPU.
         image: (R,) index of the image in [0, B), ascending.
         labels: (R,) class indices in the model's own convention, background included.
         foreground: (R,) bool.
         boxes: (R, 4) x0, y0, x1, y1 in pixels of the network's input.
-        targets: (R, 4) what the head's box loss compares with; meaningless for background.
+        targets: (R, 4) what the box loss compares outputs with; meaningless for background.
         objects: the classes of the ground truth, one tensor per image.
         files: names of the image files; None where unknown.
         scale: (B, 2) pixels of the original image per pixel of the network's input, in x and y.
@@ -42,10 +42,11 @@ class RoIs:
 
     @property
     def per_image(self) -> list[int]:
-        """How many RoIs each image has."""
-        return torch.bincount(self.image, minlength=self.num_images).tolist()
+        """The number of RoIs of each image."""
+        counts: list[int] = torch.bincount(self.image, minlength=self.num_images).tolist()
+        return counts
 
     def original_box(self, index: int) -> tuple[float, ...]:
-        """x0, y0, x1, y1 of one RoI in pixels of the original image."""
+        """Return x0, y0, x1, y1 of one RoI in pixels of the original image."""
         scale = self.scale[self.image[index]]
         return tuple((self.boxes[index] * scale.repeat(2)).tolist())

@@ -5,6 +5,7 @@ at each RoI by itself does not notice.
 """
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ SHOWN = 12  # companions of each kind in an example of a flip
 
 def companion_swap(
     model: nn.Module,
-    loader: Iterable,
+    loader: Iterable[Any],
     num_batches: int,
     *,
     partition: NormalizationBatch | None = None,
@@ -91,24 +92,25 @@ def companion_swap(
 
 
 def _with_foreign(
-    head: RoIHead, loader: Iterable, num_batches: int
+    head: RoIHead, loader: Iterable[Any], num_batches: int
 ) -> Iterator[tuple[RoIs, RoIs, RoIs]]:
     """Of each batch two samples of its RoIs, and one of the next batch's; after the last, the
     first."""
     first = before = None
     for batch in take(loader, num_batches, "companion swap"):
-        samples = head.sample(batch, times=2)
+        rois, again = head.sample(batch, times=2)
         if before is None:
-            first = samples[0]
+            first = rois
         else:
-            yield *before, samples[0]
-        before = samples
+            yield *before, rois
+        before = rois, again
+    assert before is not None and first is not None
     yield *before, first
 
 
 def _draw_targets(rois: RoIs, per_image: int, generator: torch.Generator) -> dict[int, float]:
     """Index -> how many RoIs it stands for: those of its image and kind, per target among them."""
-    weights = {}
+    weights: dict[int, float] = {}
     for image in range(rois.num_images):
         kinds = [
             ((rois.image == image) & (rois.foreground == kind)).nonzero()[:, 0].tolist()

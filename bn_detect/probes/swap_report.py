@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 from tabulate import tabulate
 
@@ -115,7 +116,7 @@ class SwapReport:
     images: int
     rois: int
     background: int
-    per_roi: dict[str, list]
+    per_roi: dict[str, list[Any]]
     flips: tuple[FlipExample, ...]
 
     def __str__(self) -> str:
@@ -128,7 +129,7 @@ class SwapReport:
         rows = [[name, swap.own, swap.change, swap.null] for name, swap in losses.items()]
         rows.append(["flipped predictions", "", self.flip_rate, self.null_flip_rate])
         headers = [f"{self.rois} RoIs of {self.images} images", "loss", "swapped", "resampled"]
-        return tabulate(rows, headers=headers, disable_numparse=True)
+        return str(tabulate(rows, headers=headers, disable_numparse=True))
 
 
 def swap_report(
@@ -154,8 +155,8 @@ def swap_report(
     )
 
 
-def _columns(targets: Sequence[Target]) -> dict[str, list]:
-    columns: dict[str, list] = {
+def _columns(targets: Sequence[Target]) -> dict[str, list[Any]]:
+    columns: dict[str, list[Any]] = {
         "image": [t.image for t in targets],
         "label": [t.label for t in targets],
         "weight": [t.weight for t in targets],

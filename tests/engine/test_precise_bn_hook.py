@@ -8,7 +8,7 @@ from torch import nn
 
 from bn_detect.commands.train import main
 from bn_detect.engine import FreezeBN, PreciseBN
-from bn_detect.population import update_population_stats
+from bn_detect.population import freeze_batchnorm, update_population_stats
 from bn_detect.population.precise_bn import ROI_SOURCES
 
 from ..helpers.in_process import Trainer, assert_same_bits, checkpoint, config, statistics, trained
@@ -41,6 +41,14 @@ def test_checkpoint_and_evaluation_see_the_same_statistics(datasets, tmp_path, s
         assert all(layer.mean_shift.abs().max() <= most + 1e-6 for layer in report.layers)
         if source == "test":
             assert_same_bits(statistics(model.state_dict()), trainer.evaluated[done])
+
+
+def test_groups_beyond_a_step_make_the_batches_of_a_pass_larger(datasets, tmp_path):
+    cfg = config(datasets, tmp_path, TEST__PRECISE_BN__IMAGES_PER_GROUP=5)
+    assert cfg.SOLVER.IMS_PER_BATCH < 5
+    assert len(next(iter(Trainer.build_population_loader(cfg, 1)))) == 5
+    cfg.TEST.PRECISE_BN.IMAGES_PER_GROUP = 1
+    assert len(next(iter(Trainer.build_population_loader(cfg, 1)))) == cfg.SOLVER.IMS_PER_BATCH
 
 
 class Passes(hooks.HookBase):
@@ -170,3 +178,11 @@ def test_lazy_config_and_detectron2s_own_trainer():
     assert torch.equal(seen[1], seen[2])  # frozen from iteration 4 on, after which weights moved
     update_population_stats(model, batches, 4, progress=False)
     assert not torch.equal(model.bn.running_mean, seen[2])
+
+
+def test_a_model_that_is_left_in_evaluation_mode():
+    """Only frozen layers are passed over, whatever the modes are."""
+    model = nn.Sequential(nn.BatchNorm2d(2), nn.BatchNorm2d(2)).eval()
+    freeze_batchnorm(model, ["1"])
+    PreciseBN(model, lambda: [torch.randn(4, 2, 3, 3)], 1).run()
+    assert (model[0].running_mean != 0).all() and (model[1].running_mean == 0).all()

@@ -16,7 +16,7 @@ from tabulate import tabulate
 
 from .fork_server import ForkServer
 
-SECTIONS = ("processes", "disk", "rois", "numbers", "data", "trust", "long_runs")
+SECTIONS = ("processes", "disk", "rois", "numbers", "data", "datasets", "trust", "long_runs")
 ROWS = pytest.StashKey[list]()
 SEEN = pytest.StashKey[list]()
 

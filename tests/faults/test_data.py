@@ -10,14 +10,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
-from PIL import Image
 
 from bn_detect.commands import train as train_command
 from bn_detect.commands.study import argument_parser, configured, plan
@@ -128,35 +126,6 @@ def test_coco(tmp_path, size, happened):
         )
     )
     happened(judged(mutants(coco, "json", size(60, 500)), path, check, use))
-
-
-IMAGE_FAULTS = ["missing", "empty", "cut off", "text", "another size", "a folder", "one channel"]
-
-
-@pytest.mark.parametrize("kind", IMAGE_FAULTS)
-@pytest.mark.fault("an image file is {kind}", should="refused with its name, or read as it is")
-def test_images(kind, tmp_path, happened):
-    coco = small_dataset(tmp_path)
-    (tmp_path / "a.json").write_text(json.dumps(coco))
-    name, path = f"spoilt_image_{IMAGE_FAULTS.index(kind)}", tmp_path / "images/1.png"
-    register_coco_instances(name, {}, str(tmp_path / "a.json"), str(tmp_path / "images"))
-    content = path.read_bytes()
-    path.unlink()
-    if kind == "a folder":
-        path.mkdir()
-    elif kind in ("another size", "one channel"):
-        shape = (30, 40) if kind == "one channel" else (31, 40, 3)
-        Image.fromarray(np.zeros(shape, np.uint8)).save(path)
-    elif kind != "missing":
-        kinds = {"empty": b"", "cut off": content[: len(content) // 2], "text": b"no image"}
-        path.write_bytes(kinds[kind])
-    if kind == "one channel":
-        check_dataset(name)
-        happened("read")
-        return
-    with pytest.raises(ValueError, match="1.png") as error:
-        check_dataset(name)
-    happened(str(error.value).replace(str(tmp_path), "FOLDER"))
 
 
 @pytest.mark.fault(

@@ -61,9 +61,10 @@ def check(rank: int, split: Split) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=split.amp):
         y = layer(h)
     loss(y).backward()
-    group, num_groups, process_group = layout.partition(sum(own), x.device)  # of this forward
+    partition = layout.partition(sum(own), x.device)  # of this forward
+    group, num_groups = partition.group, partition.num_groups
     average_running_statistics(layer)
-    if process_group is None:  # the groups are this rank's own
+    if partition.process_group is None:  # the groups are this rank's own
         group, num_groups = group + rank * num_groups, num_groups * RANKS
     parts: list = [None] * RANKS
     dist.all_gather_object(

@@ -92,7 +92,8 @@ def of_two(rank: int) -> dict:
     """Which ranks are in the groups of 2, how often they are made, and what copies draw."""
     layout = RoILayout(NormalizationBatch("shuffled", shuffle_groups=2))
     layout.record([5 + rank])
-    group, number, pair = layout.partition(5 + rank, CPU)
+    partition = layout.partition(5 + rank, CPU)
+    group, number, pair = partition.group, partition.num_groups, partition.process_group
     twins = [copy.deepcopy(layout), pickle.loads(pickle.dumps(layout))]
     return {
         "number": number,
@@ -179,8 +180,9 @@ def test_a_size_that_does_not_divide_the_ranks_is_refused(four):
 def test_virtual_workers_shuffle_within_their_group():
     layout = RoILayout(NormalizationBatch("shuffled", virtual_workers=4, shuffle_groups=2))
     layout.record([3, 5, 1, 0, 2, 2, 0, 7])  # two images each: 8 and 1 RoIs, then 4 and 7
-    group, number, process_group = layout.partition(20, CPU)
-    assert (number, process_group) == (4, None)
+    partition = layout.partition(20, CPU)
+    group = partition.group
+    assert (partition.num_groups, partition.process_group) == (4, None)
     assert torch.bincount(group[:9]).tolist() == [4, 5]
     assert torch.bincount(group[9:]).tolist() == [0, 0, 5, 6]
 
@@ -189,9 +191,9 @@ def test_groups_without_images_or_rois_are_empty():
     layout = RoILayout(NormalizationBatch("shuffled", virtual_workers=4, shuffle_groups=2))
     for rois_per_image in ([], [0, 0, 0, 0], [0, 0, 3, 4]):
         layout.record(rois_per_image)
-        group, number, _ = layout.partition(sum(rois_per_image), CPU)
-        assert number == 4 and len(group) == sum(rois_per_image)
-        assert (group >= 2).all()
+        partition = layout.partition(sum(rois_per_image), CPU)
+        assert partition.num_groups == 4 and len(partition.group) == sum(rois_per_image)
+        assert (partition.group >= 2).all()
 
 
 def test_images_are_needed_where_a_process_holds_several_groups():

@@ -93,7 +93,9 @@ def test_every_call_is_recorded_once(monkeypatch):
     """Two hooks on one layout would draw two shuffles."""
     calls = []
     record = RoILayout.record
-    monkeypatch.setattr(RoILayout, "record", lambda self, n: calls.append(self) or record(self, n))
+    monkeypatch.setattr(
+        RoILayout, "record", lambda self, *a, **k: calls.append(self) or record(self, *a, **k)
+    )
     heads = build(config("mask", batch="shuffled", virtual_workers=2))
     for mode in (False, True, True):
         heads.train(mode)

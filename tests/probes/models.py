@@ -2,16 +2,14 @@
 
 import torch
 from detectron2.modeling import build_model
-from torch import Tensor, nn
-from torchvision.models import detection
+from torch import nn
 
-from bn_detect import convert_roi_batchnorm
-from tests.modeling.images import model_inputs, random_boxes
+from tests.modeling.images import model_inputs
 from tests.modeling.small import KINDS, config, randomized
 
-TORCHVISION = ("fasterrcnn_resnet50_fpn_v2", "maskrcnn_resnet50_fpn_v2")
+from .torchvision_models import TORCHVISION, torchvision_batch, torchvision_detector
+
 EVERY = (*KINDS, *TORCHVISION, "converted")
-SIDE = 64  # of an image, in pixels; torchvision's are as wide as 48
 
 
 def detector(kind: str, norm: str = "BN", **roi_bn) -> nn.Module:
@@ -26,39 +24,14 @@ def detector(kind: str, norm: str = "BN", **roi_bn) -> nn.Module:
     if kind == "stock":
         return randomized(build_model(config("mask", norm, ours=False)))
     name = kind if kind in TORCHVISION else TORCHVISION[0]
-    model = getattr(detection, name)(
-        weights=None,
-        weights_backbone=None,
-        num_classes=3,
-        min_size=SIDE,
-        max_size=SIDE,
-        box_batch_size_per_image=12,
-        rpn_pre_nms_top_n_train=50,
-        rpn_post_nms_top_n_train=20,
-        rpn_post_nms_top_n_test=5,
-    )
-    nn.init.normal_(model.roi_heads.box_predictor.cls_score.weight, std=0.3)
-    if kind == "converted":
-        heads = model.roi_heads
-        convert_roi_batchnorm(heads.box_head, "images", pooler=heads.box_roi_pool)
-    return model
+    return torchvision_detector(name, converted=kind == "converted")
 
 
 def batches(kind: str, count: int, images: int = 2) -> list:
     """With ground truth, as training takes them."""
-    if kind in (*KINDS, "stock"):
-        return [model_inputs(images, seed) for seed in range(count)]
-    return [_torchvision_batch(seed, images) for seed in range(count)]
+    make = torchvision_batch if kind in (*TORCHVISION, "converted") else _inputs
+    return [make(seed, images) for seed in range(count)]
 
 
-def _torchvision_batch(seed: int, images: int) -> tuple[list[Tensor], list[dict]]:
-    g = torch.Generator().manual_seed(seed)
-    pixels, targets = [], []
-    for _ in range(images):
-        pixels.append(torch.rand(3, SIDE, 48, generator=g))
-        boxes = random_boxes(3, g) * torch.tensor([48 / SIDE, 1, 48 / SIDE, 1])
-        masks = torch.zeros(3, SIDE, 48, dtype=torch.uint8)
-        masks[:, 10:40, 10:40] = 1
-        labels = torch.randint(1, 3, (3,), generator=g)
-        targets.append({"boxes": boxes, "labels": labels, "masks": masks})
-    return pixels, targets
+def _inputs(seed: int, images: int) -> list[dict]:
+    return model_inputs(images, seed)

@@ -35,7 +35,7 @@ def decompose(model, **kwargs) -> dict:
 def test_without_batchnorm_statistics_do_not_matter(norm):
     rows = decompose(detector(norm))
     for split in ("train", "val"):
-        first, *others = (rows[split, kind] for kind in ("minibatch", "ema", "precise"))
+        first, *others = (rows[split, kind] for kind in ("minibatch", "population", "precise"))
         for other in others:
             assert other.loss == pytest.approx(first.loss, rel=1e-5)
             assert other.accuracy == first.accuracy
@@ -50,7 +50,7 @@ def test_a_leaking_head_is_inconsistent(correlated):
     clean = decompose(correlated["shuffled"])
     assert abs(clean["val", "precise"].loss - clean["val", "minibatch"].loss) < 0.03
     for split in ("train", "val"):
-        assert rows[split, "precise"].loss == pytest.approx(rows[split, "ema"].loss, abs=0.2)
+        assert rows[split, "precise"].loss == pytest.approx(rows[split, "population"].loss, abs=0.2)
 
 
 def every_cell(images: list[dict]) -> list[dict]:
@@ -96,8 +96,8 @@ def test_ap_comes_from_the_caller():
 
     rows = decompose(detector(), evaluate=evaluate)
     assert sorted(asked) == ["minibatch", "population", "precise"]
-    assert rows["val", "ema"].ap == len("population") and rows["val", "precise"].ap == 7.0
-    assert rows["val", "minibatch"].ap50 == 50.0 and rows["train", "ema"].ap is None
+    assert rows["val", "population"].ap == len("population") and rows["val", "precise"].ap == 7.0
+    assert rows["val", "minibatch"].ap50 == 50.0 and rows["train", "population"].ap is None
 
 
 def test_json_and_table():
@@ -110,7 +110,7 @@ def test_json_and_table():
         partition=NormalizationBatch("global"),
     )
     rows = json.loads(json.dumps(dataclasses.asdict(report)))["rows"]
-    assert [row["statistics"] for row in rows] == ["minibatch", "ema", "precise"]
+    assert [row["statistics"] for row in rows] == ["minibatch", "population", "precise"]
     assert 0 <= rows[0]["accuracy"] <= 1 and ROIS and "loss (nats)" in str(report)
 
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 from detectron2.utils.events import EventStorage
-from torch import Tensor, nn
+from torch import Tensor
 
 from bn_detect import NormalizationBatch
 from bn_detect.probes import companion_swap, cross_roi_jacobian, decomposition, statistics_probe
-from bn_detect.probes.probing import Groups, find_head, probing
+from bn_detect.probes.probing import probing
 from tests.modeling.small import CLASSES, KINDS
 from tests.population.snapshot import Snapshot
 
@@ -42,8 +42,8 @@ def test_all_probes_run(kind):
     assert set(swap.per_roi["label"]) == {0, 1, 2, 3} - ({3} if background == 0 else set())
 
     report = decomposition(model, {"a": data}, 1, population_loader=data, population_batches=2)
-    minibatch, ema, precise = (row.loss for row in report.rows)
-    assert minibatch != ema != precise
+    minibatch, population, precise = (row.loss for row in report.rows)
+    assert minibatch != population != precise
     with probing(model, None, 0) as (head, _):
         assert len(head.bn_layers) == layers
     assert statistics_probe(model, data, 2, permutations=2).images == 4
@@ -150,38 +150,9 @@ def test_independent_classes():
             assert head.predictions(none).item() == 1
 
 
-def test_groups_are_those_of_the_layout():
-    model, (batch,) = detector("box", batch="images"), batches("box", 1, images=4)
-    with probing(model, None, 0) as (head, own):
-        (rois,) = head.sample(batch)
-        assert [set(rois.image[g].tolist()) for g in own(rois, 0)] == [{0}, {1}, {2}, {3}]
-    setting = NormalizationBatch("shuffled", virtual_workers=4, exchange="statistics")
-    shuffled = [Groups(setting)(rois, step) for step in (0, 0, 1)]
-    assert all(torch.equal(a, b) for a, b in zip(*shuffled[:2], strict=True))
-    assert not torch.equal(shuffled[0][0], shuffled[2][0])
-    for groups in shuffled:
-        assert sorted(torch.cat(groups).tolist()) == list(range(len(rois)))
-        assert max(map(len, groups)) - min(map(len, groups)) <= 1
-    # In one process, features stay.
-    (everything,) = Groups(NormalizationBatch("shuffled", exchange="features"))(rois, 0)
-    assert len(everything) == len(rois)
-
-
 def test_a_single_roi_has_no_companions():
     model, data = detector("box", batch="images"), batches("box", 2)
     model.roi_heads.batch_size_per_image = 1
     report = companion_swap(model, data, 2)
     assert report.rois == 0 and math.isnan(report.classification.change.mean)
     assert statistics_probe(model, data, 2, permutations=2).layers == ()
-
-
-def test_the_way_to_the_head_may_be_wrapped():
-    model, data = detector("box", batch="images"), batches("box", 2)
-    expected = companion_swap(model, data, 2)
-    assert companion_swap(nn.DataParallel(model), data, 2) == expected
-
-
-def test_subclasses_are_understood():
-    model = detector("mask")
-    model.roi_heads.__class__ = type("MyROIHeads", (type(model.roi_heads),), {})
-    assert find_head(model).background == CLASSES

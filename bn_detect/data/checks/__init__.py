@@ -1,1 +1,1 @@
-"""Checks of a registered dataset before time is spent on it."""
+"""The check of a dataset before training: annotations, masks, keypoints and image files."""

@@ -1,14 +1,18 @@
 """Faults in the content of a COCO JSON, found without looking at the images."""
 
 import json
-import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
-from numbers import Integral, Real
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 from ..errors import DatasetError
+from ..metadata import EMPTY_BOXES, REPEATED_IDS
+from .keypoints import keypoint_faults
+from .masks import mask_faults
+from .needs import Needs
+from .numbers import LARGEST, is_box, is_number
 
 Coco = dict[str, Any]
 
@@ -39,7 +43,7 @@ TOLERANCE = 1.0  # pixels that a box may reach out of its image: rounding
 
 
 def read_coco_json(path: Path, *, labelled: bool = True) -> Coco:
-    """Read a COCO JSON; its content is not looked at.
+    """Read a COCO JSON without looking at its content.
 
     Args:
         labelled: False gives a file without "annotations" an empty list of them.
@@ -47,12 +51,14 @@ def read_coco_json(path: Path, *, labelled: bool = True) -> Coco:
     Raises:
         DatasetError: the file cannot be read, is no JSON, or holds no object.
     """
+    if not path.is_file():
+        raise DatasetError(f"{path} is no regular file")
     try:
         coco = json.loads(path.read_bytes())
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise DatasetError(f"{path} is not valid JSON: {error.msg} at {where}") from error
-    except (OSError, RecursionError, UnicodeDecodeError) as error:
+    except (OSError, RecursionError, ValueError) as error:  # also numbers of too many digits
         raise DatasetError(f"{path} cannot be read: {error}") from error
     if not isinstance(coco, dict):
         raise DatasetError(f"{path} must hold an object, found a {type(coco).__name__}")
@@ -62,7 +68,7 @@ def read_coco_json(path: Path, *, labelled: bool = True) -> Coco:
 
 
 def form_faults(coco: Coco, optional: Collection[str] = ("annotations",)) -> Iterator[str]:
-    """Tables that are missing or empty, entries without a field or with one of a wrong type.
+    """Find tables that are missing or empty, and entries with a missing or mistyped field.
 
     Args:
         optional: tables that may be empty, and fields that may be missing.
@@ -88,7 +94,7 @@ def _entry_faults(
     if not isinstance(entry, dict):
         yield f"{kind} at index {index} is {entry!r:.60}, must be an object"
         return
-    label = f"{kind} {entry['id']!r}" if "id" in entry else f"{kind} at index {index}"
+    label = f"{kind} {entry['id']!r:.60}" if "id" in entry else f"{kind} at index {index}"
     for key, types in fields.items():
         if key not in entry:
             if key not in optional:
@@ -96,17 +102,24 @@ def _entry_faults(
         elif not isinstance(entry[key], types) or isinstance(entry[key], bool):
             wanted = " or ".join(TYPE_NAMES[t] for t in types if t is not tuple)
             yield f"{label}: {key!r} must be {wanted}, got {entry[key]!r:.60}"
+        elif isinstance(entry[key], Integral) and not is_number(entry[key]):
+            yield f"{label}: {key!r} is {entry[key]!r:.60}, must be below {LARGEST}"
 
 
-def content_faults(coco: Coco, *, unique_annotations: bool = True) -> Iterator[str]:
-    """Ids used twice, unknown images and categories, boxes that are no boxes.
+def content_faults(
+    coco: Coco, needs: Needs, tolerated: Collection[str] = (), *, in_json: bool = True
+) -> Iterator[str]:
+    """Find ids used twice, unknown images and categories, and faulty boxes, masks and keypoints.
 
     Args:
-        coco: of the right form (see `form_faults`).
-        unique_annotations: whether an annotation id that is used twice is a fault.
+        coco: a file of the right form (see `form_faults`).
+        needs: what the dataset is used for.
+        tolerated: some of `metadata.TOLERATED`; boxes without area must be taken out before.
+        in_json: whether evaluation reads the annotations as they are. Detectron2 makes a JSON of
+            its own where there is none.
     """
     for table, kind in SINGULAR.items():
-        if table == "annotations" and not unique_annotations:
+        if table == "annotations" and REPEATED_IDS in tolerated:
             continue
         for entry_id, uses in Counter(entry["id"] for entry in coco[table]).items():
             if uses > 1:
@@ -126,37 +139,51 @@ def content_faults(coco: Coco, *, unique_annotations: bool = True) -> Iterator[s
             yield f"{label}: image_id {annotation['image_id']!r} is not among the images"
             continue
         label += f" of image {image['id']!r} ({image['file_name']})"
+        for fault in _annotation_faults(annotation, image, needs, tolerated, in_json):
+            yield f"{label}: {fault}"
         category = annotation.get("category_id")
         if category is not None and category not in categories:
             yield f"{label}: category_id {category} is not listed in 'categories'"
-        if annotation.get("iscrowd", 0) not in (0, 1):
-            yield f"{label}: iscrowd is {annotation['iscrowd']!r:.60}, must be 0 or 1"
-        if "bbox" in annotation:
-            yield from _box_faults(label, annotation["bbox"], image)
 
 
-def _box_faults(label: str, box: Any, image: dict[str, Any]) -> Iterator[str]:
+def _annotation_faults(
+    annotation: dict[str, Any],
+    image: dict[str, Any],
+    needs: Needs,
+    tolerated: Collection[str],
+    in_json: bool,
+) -> Iterator[str]:
+    if annotation.get("iscrowd", 0) not in (0, 1):
+        yield f"iscrowd is {annotation['iscrowd']!r:.60}, must be 0 or 1"
+        return
+    if annotation.get("ignore", 0) != 0:
+        yield f"'ignore' is {annotation['ignore']!r:.60}, which Detectron2 refuses; use 'iscrowd'"
+    if "bbox" in annotation:
+        yield from _box_faults(annotation["bbox"], image)
+    yield from mask_faults(annotation, image, needs, short_polygons=EMPTY_BOXES in tolerated)
+    yield from keypoint_faults(annotation, needs)
+    if needs.evaluated and in_json:
+        if isinstance(annotation["id"], str):
+            yield "its id is a text, but COCO evaluation needs an integer"
+        for key in ("area", "iscrowd"):
+            if not is_number(annotation.get(key)):
+                found = repr(annotation[key])[:60] if key in annotation else "missing"
+                yield f"{key!r} is {found}, but COCO evaluation needs a number"
+
+
+def _box_faults(box: Any, image: dict[str, Any]) -> Iterator[str]:
     if not is_box(box):
-        yield f"{label}: box {box!r:.100} must be 4 finite numbers (x, y, width, height)"
+        yield f"box {box!r:.100} must be 4 finite numbers (x, y, width, height)"
         return
     x, y, w, h = box
-    width, height = image.get("width", math.inf), image.get("height", math.inf)
+    width, height = image.get("width", LARGEST), image.get("height", LARGEST)
     if w <= 0 or h <= 0:
-        yield f"{label}: box {box} has no positive area"
+        yield f"box {box} has no positive area"
     elif min(x, y) < -TOLERANCE or x + w > width + TOLERANCE or y + h > height + TOLERANCE:
-        yield f"{label}: box {box} (x, y, width, height) is outside its {width}x{height} px image"
-
-
-def is_box(box: Any) -> bool:
-    """Whether `box` is four finite numbers."""
-    return (
-        isinstance(box, list | tuple)
-        and len(box) == 4
-        and all(isinstance(v, Real) and math.isfinite(v) for v in box)
-    )
+        yield f"box {box} (x, y, width, height) is outside its {width}x{height} px image"
 
 
 def without_empty_boxes(coco: Coco) -> Coco:
-    """A copy (sharing its entries) without the annotations whose box has no positive area."""
+    """Return a copy (sharing its entries) without annotations whose box has no positive area."""
     kept = [a for a in coco["annotations"] if not is_box(a["bbox"]) or min(a["bbox"][2:]) > 0]
     return {**coco, "annotations": kept}

@@ -1,4 +1,4 @@
-"""Remember that a large dataset was found in order, so that the next start need not look again."""
+"""Remember that a large dataset passed the check, so that the next start need not repeat it."""
 
 import hashlib
 import json
@@ -7,17 +7,22 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from .needs import Needs
 from .summary import DatasetSummary
 
-VERSION = 1  # raised when the check looks at more than before
+VERSION = 2  # raised when the check looks at more than before
 
 
-def check_key(name: str, json_file: Path, image_root: Path) -> dict[str, Any]:
-    """What a successful check stands for. It changes with the JSON, and when images are added to
-    or removed from the folder; not when one is overwritten in place."""
+def check_key(name: str, json_file: Path, image_root: Path, needs: Needs) -> dict[str, Any]:
+    """Return what a successful check depends on.
+
+    It changes with the JSON and the use of the dataset, and when images are added to the folder or
+    removed from it, but not when an image is overwritten in place.
+    """
     return {
         "version": VERSION,
         "name": name,
+        "needs": needs.key(),
         "json_file": str(json_file.resolve()),
         "size": json_file.stat().st_size,
         "mtime_ns": json_file.stat().st_mtime_ns,
@@ -27,7 +32,7 @@ def check_key(name: str, json_file: Path, image_root: Path) -> dict[str, Any]:
 
 
 def recall(key: dict[str, Any]) -> DatasetSummary | None:
-    """The summary remembered for `key`, if there is one."""
+    """Return the summary remembered for `key`, or None."""
     try:
         summary = json.loads(_file(key).read_text())["summary"]
     except (OSError, ValueError, KeyError):
@@ -37,7 +42,7 @@ def recall(key: dict[str, Any]) -> DatasetSummary | None:
 
 
 def remember(key: dict[str, Any], summary: DatasetSummary) -> None:
-    """Keep `summary` for `key`; where the cache cannot be written, do nothing."""
+    """Keep `summary` for `key`, or do nothing if the cache cannot be written."""
     file = _file(key)
     unfinished = file.with_suffix(f".{os.getpid()}")
     try:
@@ -49,7 +54,7 @@ def remember(key: dict[str, Any], summary: DatasetSummary) -> None:
 
 
 def _file(key: dict[str, Any]) -> Path:
-    """In the user's cache directory, as the XDG base directory specification has it."""
+    """Return the file in the user's cache directory (XDG base directory specification)."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     return cache / "bn_detect" / "checked_datasets" / f"{digest}.json"

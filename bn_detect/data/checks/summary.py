@@ -1,4 +1,4 @@
-"""What is in a dataset, in one row of a table."""
+"""Summaries of datasets, and a table with one row for each."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ class DatasetSummary:
     """Counts and sizes of one dataset.
 
     Attributes:
-        images, categories: how many there are.
-        annotations: those that count; `ignored` are the others (iscrowd).
-        empty_images: images without an annotation that counts.
-        most_per_image: annotations of the fullest image.
+        images, categories: numbers of them.
+        annotations: number of annotations that count; `ignored` is that of the others (iscrowd).
+        empty_images: number of images without an annotation that counts.
+        most_per_image: number of annotations of the fullest image.
         size_quartiles: minimum, quartiles and maximum of the square root of box area, in pixels;
-            empty where there is no box.
+            empty if there is no box.
         warnings: faults that training survives, one sentence each.
     """
 
@@ -34,7 +34,7 @@ class DatasetSummary:
 
 
 def summarize(name: str, coco: dict[str, Any], warnings: Sequence[str] = ()) -> DatasetSummary:
-    """Summarize the content of a (valid) COCO JSON."""
+    """Summarize the content of a valid COCO JSON."""
     annotations = coco.get("annotations", [])
     counted = [a for a in annotations if not a.get("iscrowd", 0)]
     per_image = Counter(a["image_id"] for a in counted)
@@ -53,7 +53,7 @@ def summarize(name: str, coco: dict[str, Any], warnings: Sequence[str] = ()) -> 
 
 
 def summary_table(summaries: Sequence[DatasetSummary]) -> str:
-    """A plain-text table, one line per dataset; warnings follow below it."""
+    """Return a plain-text table with one line for each dataset, and warnings below it."""
     counted = ("dataset", "images", "empty", "boxes", "ignored", "categories")
     measured = ("boxes per image: mean", "max", "sqrt(area) px: min", "25%", "50%", "75%", "max")
     rows: list[tuple[str, ...]] = [counted + measured]

@@ -7,19 +7,16 @@ cannot use the cue. BatchNorm over the RoIs of an image can. Shape, size, place 
 nothing about the class.
 """
 
-import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
-from tqdm import tqdm
+from PIL import Image
 
-from ..checks.summary import summarize
 from ..options import Options, check_range, option
 from ..registration import SPLITS
+from .coco_writer import Sample, write_split
 
 GRID = 3  # cells a side; an object lies in a cell of its own
 BACKGROUND, OUTLINE, LUMINANCE = 110.0, 60.0, 140.0  # grey levels
@@ -74,44 +71,24 @@ def prepare(folder: Path, name: str, options: LeakyShapesOptions) -> dict[str, A
     Returns:
         the counts of each split.
     """
-    (folder / "annotations").mkdir()
+    classes = [f"class {i + 1}" for i in range(options.classes)]
+    info = {"description": f"{name}: generated, {options}"}
     counts = {}
     for split, images in zip(SPLITS, (options.images, options.val_images), strict=True):
-        (folder / split).mkdir()
-        coco = _empty_coco(name, options)
-        for number in tqdm(range(images), f"{name} {split}", unit="image"):
-            pixels, objects = draw_image(options, split, number)
-            file_name = f"{number:06d}.png"
-            Image.fromarray(pixels).save(folder / split / file_name)
-            entry = {"id": number + 1, "file_name": file_name}
-            coco["images"].append(entry | {"width": options.size, "height": options.size})
-            for shown in objects:
-                ids = {"id": len(coco["annotations"]) + 1, "image_id": number + 1, "iscrowd": 0}
-                coco["annotations"].append(ids | shown)
-        (folder / f"annotations/{name}_{split}.json").write_text(json.dumps(coco))
-        _overview(folder / split, coco).save(folder / f"overview_{split}.png")
-        counts[split] = asdict(summarize(f"{name}_{split}", coco))
+        samples = (Sample(*draw_image(options, split, number)) for number in range(images))
+        counts[split] = write_split(
+            folder, name, split, classes, samples, length=images, info=info, licenses=[]
+        )
     return {"counts": counts}
-
-
-def _empty_coco(name: str, options: LeakyShapesOptions) -> dict[str, Any]:
-    categories = [{"id": i + 1, "name": f"class {i + 1}"} for i in range(options.classes)]
-    return {
-        "info": {"description": f"{name}: generated, {options}"},
-        "licenses": [],
-        "categories": categories,
-        "images": [],
-        "annotations": [],
-    }
 
 
 def draw_image(
     options: LeakyShapesOptions, split: str, number: int
-) -> tuple[np.ndarray, list[dict[str, Any]]]:
+) -> tuple[Image.Image, list[dict[str, Any]]]:
     """Draw one image, which depends on the arguments alone.
 
     Returns:
-        (size, size, 3) uint8, and its objects: COCO's bbox, area and category_id, and `shown`.
+        the image of size x size pixels, and its objects: bbox, area, category_id and `shown`.
     """
     rng = np.random.default_rng([options.seed, SPLITS.index(split), number])
     pixels = np.full((options.size, options.size, 3), BACKGROUND)
@@ -136,7 +113,7 @@ def draw_image(
             }
         )
     pixels += options.noise * rng.standard_normal(pixels.shape)
-    return pixels.clip(0, 255).astype(np.uint8), objects
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8)), objects
 
 
 def _colour(shown: int, classes: int, rng: np.random.Generator) -> np.ndarray:
@@ -160,28 +137,3 @@ def _draw_object(patch: np.ndarray, colour: np.ndarray, rng: np.random.Generator
         inner = (np.minimum(x, width - x) > BORDER) & (np.minimum(y, height - y) > BORDER)
     patch[outer] = OUTLINE
     patch[inner] = colour
-
-
-def _overview(folder: Path, coco: dict[str, Any], columns: int = 4, zoom: int = 2) -> Image.Image:
-    """The first 8 images with their boxes and classes."""
-    tiles = [_annotated(folder, entry, coco, zoom) for entry in coco["images"][: 2 * columns]]
-    side = tiles[0].width
-    sheet = Image.new("RGB", (side * min(columns, len(tiles)), side * -(-len(tiles) // columns)))
-    for number, tile in enumerate(tiles):
-        sheet.paste(tile, (number % columns * side, number // columns * side))
-    return sheet
-
-
-def _annotated(folder: Path, entry: dict, coco: dict[str, Any], zoom: int) -> Image.Image:
-    with Image.open(folder / entry["file_name"]) as file:
-        image = file.resize((zoom * file.width, zoom * file.height))
-    draw = ImageDraw.Draw(image)
-    for annotation in _of_image(coco, entry["id"]):
-        x, y, width, height = (zoom * v for v in annotation["bbox"])
-        draw.rectangle([x, y, x + width, y + height], outline=(255, 255, 255))
-        draw.text((x + 2, y - 11), str(annotation["category_id"]), fill=(255, 255, 255))
-    return image
-
-
-def _of_image(coco: dict[str, Any], image_id: int) -> Iterator[dict]:
-    return (a for a in coco["annotations"] if a["image_id"] == image_id)

@@ -1,4 +1,4 @@
-"""The box heads of torchvision."""
+"""The box head of torchvision's detection models."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,26 +6,34 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.models.detection.roi_heads import RoIHeads
 
 from ..rois import RoIs
-from .heads import Outputs, RoIHead, described, image_of_each
+from .heads import Outputs, RoIHead, describe, image_of_each
 
 
 class TorchvisionHead(RoIHead):
-    """Of torchvision's detection models; batches are (images, targets). Background is class 0."""
+    """The box head of a `GeneralizedRCNN`; batches are (images, targets), background is class 0."""
 
     background = 0
 
-    def __init__(self, model: nn.Module) -> None:
+    @classmethod
+    def adapt(cls, model: nn.Module) -> "TorchvisionHead | None":
+        return cls(model) if isinstance(getattr(model, "roi_heads", None), RoIHeads) else None
+
+    def __init__(self, model: Any) -> None:
         self._model, self._heads = model, model.roi_heads
         super().__init__(model, self._heads.box_head, self._heads.box_predictor)
         self.proposals = model.rpn
+
+    def forward_model(self, batch: Any) -> Any:
+        return self._model(*batch)
 
     def _sample(self, batch: Any, times: int) -> list[RoIs]:
         if not isinstance(batch, Sequence) or len(batch) != 2 or batch[1] is None:
             raise ValueError(
                 "a probe of a torchvision model needs batches of (images, targets); got "
-                f"{described(batch)}"
+                f"{describe(batch)}"
             )
         images = [image.to(self.device) for image in batch[0]]
         truth = [
@@ -37,7 +45,7 @@ class TorchvisionHead(RoIHead):
         features = self._model.backbone(resized.tensors)
         if isinstance(features, Tensor):
             features = {"0": features}
-        proposals, _ = self.proposals(resized, features, truth)
+        proposals, _ = self._model.rpn(resized, features, truth)
         scale = torch.tensor(
             [
                 [width / w, height / h]
@@ -45,27 +53,26 @@ class TorchvisionHead(RoIHead):
             ],
             device=self.device,
         )
-        extra = {
+        of_images: dict[str, Any] = {
             "objects": tuple(t["labels"].cpu() for t in truth),
             "files": (None,) * len(sizes),
             "scale": scale,
         }
-        return [
-            self._rois(features, resized.image_sizes, proposals, truth, extra) for _ in range(times)
-        ]
-
-    def _rois(self, features, sizes, proposals, truth, extra: dict) -> RoIs:
-        boxes, _, labels, targets = self._heads.select_training_samples(proposals, truth)
-        joined = torch.cat(labels).cpu()
-        return RoIs(
-            features=self._heads.box_roi_pool(features, boxes, sizes),
-            image=image_of_each([len(b) for b in boxes]),
-            labels=joined,
-            foreground=joined != self.background,
-            boxes=torch.cat(boxes),
-            targets=torch.cat(targets),
-            **extra,
-        )
+        samples = []
+        for _ in range(times):
+            boxes, _, labels, targets = self._heads.select_training_samples(proposals, truth)
+            joined = torch.cat(labels).cpu()
+            rois = RoIs(
+                features=self._heads.box_roi_pool(features, boxes, resized.image_sizes),
+                image=image_of_each([len(b) for b in boxes]),
+                labels=joined,
+                foreground=joined != self.background,
+                boxes=torch.cat(boxes),
+                targets=torch.cat(targets),
+                **of_images,
+            )
+            samples.append(rois)
+        return samples
 
     def _forward(self, features: Tensor) -> Outputs:
         return Outputs(*self._heads.box_predictor(self._heads.box_head(features)))

@@ -76,7 +76,8 @@ def test_it_is_a_valid_dataset_that_a_later_process_finds_by_its_record(tmp_path
 
 
 def _objects(options: LeakyShapesOptions, images: int) -> list[tuple[np.ndarray, list[dict]]]:
-    return [draw_image(options, "train", number) for number in range(images)]
+    drawn = [draw_image(options, "train", number) for number in range(images)]
+    return [(np.asarray(image), objects) for image, objects in drawn]
 
 
 def _seen_class(pixels: np.ndarray, box: list[float], classes: int) -> int:

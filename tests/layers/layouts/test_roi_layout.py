@@ -185,7 +185,7 @@ def test_the_pooler_is_watched():
         lambda: pooler(torch.zeros(6), boxes=[range(2), [], range(4)]),
         lambda: pooler(features=torch.zeros(6), boxes=[range(2), [], range(4)]),
     ):
-        layout.rois_per_image = None
+        layout.record([])
         call()
         assert layout.rois_per_image == (2, 0, 4)
     handle.remove()

@@ -1,0 +1,100 @@
+"""What every normalization batch answers: which groups, over which workers, at which cost."""
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
+
+from ..partition import Partition, by_image
+from .roi_facts import RoIFacts
+
+if TYPE_CHECKING:
+    from ..normalization_batch import NormalizationBatch
+
+
+class Cost(NamedTuple):
+    """Numbers of 8 bytes that a process reduces in a training step.
+
+    once: for a whole head; forward, backward: for each of its layers, each way. RoI features that
+    move are not among them.
+    """
+
+    once: int
+    forward: int
+    backward: int
+
+
+class Batch(ABC):
+    """One way to partition the RoIs of a training step into groups, under given settings.
+
+    A subclass sets `name` and `description`, says which facts it needs, and overrides `partition`.
+
+    Attributes:
+        name: the value of MODEL.ROI_BN.BATCH.
+        description: whose statistics normalize a RoI, as the README's table has it.
+        needs_labels: the groups depend on the class of each RoI.
+        draws: the groups are drawn at random, anew in each forward.
+    """
+
+    name: ClassVar[str]
+    description: ClassVar[str]
+    needs_labels: ClassVar[bool] = False
+    draws: ClassVar[bool] = False
+
+    def __init__(self, settings: "NormalizationBatch") -> None:
+        self.settings = settings
+
+    @property
+    def needs_images(self) -> bool:
+        """Whether the groups depend on the image of each RoI."""
+        return False
+
+    @property
+    def moves_features(self) -> bool:
+        """Whether the features of RoIs travel between workers, so that a worker is a group."""
+        return False
+
+    @property
+    def counts(self) -> bool:
+        """Whether making a partition is a collective, in which processes tell their RoIs."""
+        return False
+
+    def check(self) -> None:
+        """Raise ValueError for settings that exclude each other; name the setting first."""
+        del self
+
+    def check_images(self, images: int) -> None:
+        """Raise ValueError where a worker with so many images per step cannot have such groups."""
+        del self, images
+
+    def spans(self, processes: int) -> int:
+        """Return how many consecutive ones of all `processes` share groups; 1: none do.
+
+        Raises:
+            ValueError: the settings do not fit so many processes.
+        """
+        del self, processes
+        return 1
+
+    def groups(self, processes: int) -> int:
+        """Return the number of groups that span processes, of those that one process belongs to."""
+        return 1 if self.spans(processes) > 1 else 0
+
+    def cost(self, channels: int, processes: int) -> Cost:
+        """Return what is reduced for layers of so many channels: count, sum and sum of squares of
+        each group forward, two sums backward."""
+        groups = self.groups(processes)
+        once = self.spans(processes) if self.counts and groups else 0
+        return Cost(once, groups * (2 * channels + 1), groups * 2 * channels)
+
+    @abstractmethod
+    def partition(self, rois: RoIFacts) -> Partition:
+        """Return the groups of this process's RoIs in training.
+
+        Raises:
+            ValueError: a fact that is needed is not known.
+        """
+
+    def test_partition(self, rois: RoIFacts) -> Partition:
+        """Return the groups at inference: `test_images_per_group` consecutive images each."""
+        images, size = rois.images(), self.settings.test_images_per_group
+        groups = [i // size for i in range(len(images))]
+        return by_image(groups, images, -(-len(images) // size), rois.device)

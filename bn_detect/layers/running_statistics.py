@@ -1,0 +1,96 @@
+"""The moving average of the statistics of groups, which `RoIBatchNorm2d` updates in training."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import ops, plain_ops
+from .plain_ops import GroupStatistics
+
+
+class RunningStatistics(NamedTuple):
+    """Buffers of a layer, updated in place.
+
+    mean, var: (C,); weight: (), the share of groups that were not empty lately; batches: (),
+    int64, the number of updates.
+    """
+
+    mean: Tensor
+    var: Tensor
+    weight: Tensor
+    batches: Tensor
+
+
+@torch.no_grad()
+def update_running_statistics(
+    running: RunningStatistics, stats: GroupStatistics, momentum: float | None
+) -> Tensor:
+    """Let the mean over the non-empty groups of (mean, unbiased variance) enter the average.
+
+    It enters with weight `momentum` times the share of groups that are non-empty, against the
+    average's own `weight`, which an empty group lets fade. A group of a single value has no
+    unbiased variance and counts as empty, as does one whose statistics are not finite.
+
+    Args:
+        momentum: None: cumulative average, as in torch.
+
+    Returns:
+        Bool tensor (), whether all statistics are finite.
+    """
+    chosen = ops.ops_for(stats.mean)
+    if chosen is not plain_ops:
+        finite: Tensor = chosen.update_running(running, stats, momentum)
+        return finite
+    if stats.mean.device.type == "cpu" and _update_by_usual_groups(running, stats, momentum):
+        return torch.ones((), dtype=torch.bool)
+    return _update(running, stats, momentum)
+
+
+def _update_by_usual_groups(
+    running: RunningStatistics, stats: GroupStatistics, momentum: float | None
+) -> bool:
+    """Do the update where every group is there and always was, with few operations; on CPU.
+
+    Returns:
+        False: nothing was done, as a group is empty, or was lately, or is not finite.
+    """
+    mean, var, count = stats
+    sizes = count.tolist()
+    if min(sizes) <= 1 or running.weight.item() != 1 or running.mean.dtype != mean.dtype:
+        return False
+    if not (math.isfinite(mean.sum().item()) and math.isfinite(var.sum().item())):
+        return False
+    running.batches.add_(1)
+    rate = 1.0 / running.batches.item() if momentum is None else momentum
+    if len(sizes) == 1:
+        mean, var = mean[0], var[0] * (sizes[0] / (sizes[0] - 1))
+    else:
+        factor = torch.tensor([n / (n - 1) for n in sizes], dtype=var.dtype)
+        mean, var = mean.mean(0), (var * factor[:, None]).mean(0)
+    running.mean.lerp_(mean, rate)
+    running.var.lerp_(var, rate)
+    return True
+
+
+def _update(running: RunningStatistics, stats: GroupStatistics, momentum: float | None) -> Tensor:
+    """Do the update on any device, without asking the device for anything."""
+    running.batches.add_(1)
+    rate = running.batches.double().reciprocal() if momentum is None else momentum
+    count = stats.count.double()
+    wide = torch.promote_types(running.var.dtype, torch.float32)  # rounded when it is stored
+    mean = stats.mean.to(wide)
+    unbiased = (stats.var * (count / (count - 1).clamp(min=1))[:, None]).to(wide)
+    finite = (mean.isfinite() & unbiased.isfinite()).all(1)
+    usable = ((count > 1) & finite).double()
+    share = usable.mean()
+    each = (usable / usable.sum().clamp(min=1))[:, None]
+
+    total = (1 - rate) * running.weight.double() + rate * share
+    weight = torch.where(total > 0, rate * share / total, 0.0)
+    for buffer, new in ((running.mean, mean), (running.var, unbiased)):
+        new = (torch.where(finite[:, None], new, 0.0) * each).sum(0)
+        buffer.copy_(torch.lerp(buffer.to(wide), new.to(wide), weight.to(wide)))
+    running.weight.copy_(total)
+    return finite.all()
