@@ -140,7 +140,7 @@ MISTAKES = {
     "dataset": (tree(datasets={"coco": {}}), ["datasets: dataset coco: kind", "leaky_shapes"]),
     "dataset's option": (
         tree(datasets={"leaky_shapes": {"corelation": 1}}),
-        ["'leaky_shapes'", "corelation: 1", "did you mean correlation?"],
+        ["leaky_shapes", "corelation: 1", "did you mean correlation?"],
     ),
     "dataset's value": (
         tree(datasets={"leaky_shapes": {"correlation": 7}}),
@@ -267,12 +267,12 @@ def test_a_grid_multiplies_arms_and_claims_out(tmp_path):
     claims = [{"claim": "{net} grows", "higher": side, "lower": {**side, "arm": "{net}, 4"}}]
     content = tree(grid=grid, arms=arms, verdicts=claims, measure=["companion_swap", "evaluation"])
     study = read_study(write(tmp_path, content))
-    assert [arm.name for arm in study.arms[:4]] == ["x, 2", "y, 2", "x, 4", "y, 4"]
+    assert [arm.name for arm in study.arms[:4]] == ["x, 2", "x, 4", "y, 2", "y, 4"]
     late = study.arms[-1]
     assert late.name == "y, 4, late" and late.starts_from.arm == "y, 4"
-    assert late.at == {"size": "4", "net": "y"} and late.template == "{net}, {size}, late"
+    assert late.at == {"net": "y", "size": "4"} and late.template == "{net}, {size}, late"
     assert study.options_of(late) == {"A": 4, "B": 7}
-    assert list(study.measures_of(late)) == ["training_loss", "evaluation"]
+    assert list(study.measures_of(late)) == ["evaluation", "training_loss"]
     assert [claim.claim for claim in study.verdicts] == ["x grows", "y grows"]
     assert study.verdicts[1].lower.arm == "y, 4"
 

@@ -9,6 +9,7 @@ import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ from ...engine.target_images import check_num_images
 from ...population.bn_layers import select_bn_layers
 from ...reporting.columns import Column, Result
 from ...reporting.drawing import bars, colour, new_figure
-from ...reporting.estimates import Estimate, over_seeds
+from ...reporting.estimates import Estimate, mean_of
 from .measure import Measure, Options, Picture, Results
 from .subject import Subject
 
@@ -191,7 +192,7 @@ class Table:
         return {i: score(run[key])[1] for i, run in enumerate(self._runs)}
 
     def estimate(self, data: str, statistics: str, images: str | None = None) -> Estimate:
-        return over_seeds(list(self.values(data, statistics, images).values()))
+        return mean_of(list(self.values(data, statistics, images).values()))
 
     def means(self, severity: int) -> str:
         """Say what the corruptions cost on average; "" without any.
@@ -321,10 +322,8 @@ def _columns(options: Options) -> tuple[Column, ...]:
     def value(key: str, result: Result) -> float | None:
         return score(result[key])[1] if key in result else None
 
-    return tuple(
-        Column(cell.key, cell.key, 1, lambda r, key=cell.key: value(key, r), shown=False)
-        for cell in plan(options)
-    )
+    keys = [cell.key for cell in plan(options)]
+    return tuple(Column(key, key, 1, partial(value, key), shown=False) for key in keys)
 
 
 MEASURE = Measure(
