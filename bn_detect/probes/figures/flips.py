@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from ..reporting.drawing import new_figure
+from ...reporting.drawing import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,7 +48,9 @@ def draw_flips(
     return figure
 
 
-def _flips(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[tuple[str, list, dict]]:
+def _flips(
+    results: Mapping[str, Sequence[Mapping[str, Any]]],
+) -> list[tuple[str, list[str], dict[str, Any]]]:
     """(arm, names of the classes, example), the arm with the largest change first."""
     examples = [
         (report["classification"]["change"]["mean"], arm, report.get("classes") or [], flip)

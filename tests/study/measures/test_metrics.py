@@ -2,7 +2,7 @@
 
 import json
 
-from bn_detect.study.metrics import (
+from bn_detect.study.measures.metrics import (
     latest,
     read_metrics,
     seconds_per_iteration,

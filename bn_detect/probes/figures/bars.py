@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..reporting.columns import Column, at
-from ..reporting.drawing import bars, colour, new_figure, without_shared_prefix
-from ..reporting.estimates import over_seeds
+from ...reporting.columns import Column, at
+from ...reporting.drawing import bars, colour, new_figure, without_shared_prefix
+from ...reporting.estimates import over_seeds
 from .flips import draw_flips
 
 if TYPE_CHECKING:

@@ -7,7 +7,9 @@ import pytest
 import yaml
 
 from bn_detect.commands.study import main
-from bn_detect.study.plan import MEASURES, Arm, Study, read_study
+from bn_detect.study.measures.registry import MEASURES
+from bn_detect.study.plan import Arm, Study
+from bn_detect.study.reading import read_study
 from bn_detect.study.settings import arm_config
 
 from ..helpers.train_net import REPOSITORY
@@ -51,6 +53,52 @@ MISTAKES = {
     "arm's kind": (arms({"name": "b", "options": [1]}), ["arms[1]: options is [1]", "mapping"]),
     "same name": (arms({"name": "Worker!"}), ["arms[1]: name is 'Worker!'", "'worker'"]),
     "no letter": (arms({"name": "!"}), ["arms[1]: name is '!'"]),
+    "seeds that are a seed": (tree(seeds=20260101), ["seeds is 20260101", "from 1 to 1000"]),
+    "no workers": (tree(workers=0), ["workers is 0"]),
+    "option of a measure": (
+        tree(measure={"domain_shift": {"severity": [3]}}),
+        ["measure: domain_shift: the key is 'severity'", "did you mean severities?"],
+    ),
+    "measure of another model": (
+        tree(measure=["classification_error"]),
+        ["arm 'worker'", "measure: classification_error", "META_ARCHITECTURE"],
+    ),
+    "axis of another kind": (tree(grid={"a": [1]}), ["grid: a is [1]", "mapping"]),
+    "option of a grid": (
+        tree(grid={"a": {"x": {"MODEL": {"DEVICE": "cpu"}}}}),
+        ["grid: a: x: options: MODEL is a mapping"],
+    ),
+    "start without iteration": (
+        arms({"name": "b", "starts_from": {"arm": "worker"}}),
+        ["arms[1]: starts_from: iteration is missing"],
+    ),
+    "start from none": (
+        arms({"name": "b", "starts_from": {"arm": "x", "iteration": 5}}),
+        ["arm 'b': starts_from is 'x'"],
+    ),
+    "two parents": (
+        arms(
+            {
+                "name": "b",
+                "inference_of": "worker",
+                "starts_from": {"arm": "worker", "iteration": 5},
+            }
+        ),
+        ["arm 'b': starts_from", "inference_of is 'worker'"],
+    ),
+    "column of the table": (tree(columns=["AP"]), ["columns[0] is 'AP'", "box AP"]),
+    "column of a claim": (
+        tree(verdicts=[{"claim": "c", "higher": {"arm": "worker", "column": "AP"}, "lower": {}}]),
+        ["verdicts[0]: higher: column is 'AP'"],
+    ),
+    "arm of a claim": (
+        tree(verdicts=[{"claim": "c", "higher": {"arm": "x", "column": "swap"}, "lower": {}}]),
+        ["verdicts[0]: higher: arm is 'x'"],
+    ),
+    "axis of a figure": (
+        tree(figures=[{"name": "f", "caption": "c", "series": ["swap"], "over": "size"}]),
+        ["figures[0]: over is 'size'", "the axes of the grid"],
+    ),
     "inference of none": (
         arms({"name": "b", "inference_of": "wroker"}),
         ["arm 'b': inference_of is 'wroker'", "did you mean worker?"],
@@ -92,7 +140,7 @@ MISTAKES = {
     "dataset": (tree(datasets={"coco": {}}), ["datasets: dataset coco: kind", "leaky_shapes"]),
     "dataset's option": (
         tree(datasets={"leaky_shapes": {"corelation": 1}}),
-        ["leaky_shapes: corelation: 1", "did you mean correlation?"],
+        ["leaky_shapes", "corelation: 1", "did you mean correlation?"],
     ),
     "dataset's value": (
         tree(datasets={"leaky_shapes": {"correlation": 7}}),
@@ -109,7 +157,6 @@ MISTAKES = {
         tree(options={"TEST.PRECISE_BN.MODULES": ["roi_head"]}),
         ["arm 'worker'", "TEST.PRECISE_BN.MODULES", "'roi_head' matches no BatchNorm layer"],
     ),
-    "imports that do nothing": (tree(imports=["json"]), ["imports is ['json']"]),
     "import": (tree(imports=["no_such"], train=False), ["imports: no_such"]),
 }
 
@@ -140,6 +187,9 @@ def test_the_first_estimate_is_the_files(tmp_path, capsys, seconds, left):
     [
         (["--jobs", "0"], ["--jobs is 0"]),
         (["--seeds", "-1"], ["--seeds is -1"]),
+        (["--seeds", "20260101"], ["--seeds is 20260101", "from 1 to 1000"]),
+        (["--num-gpus", "0"], ["--num-gpus is 0"]),
+        (["--options", "SOLVER.MAX_ITER"], ["--options: 'SOLVER.MAX_ITER' is left over"]),
         (["--weights", "x.pth"], ["--weights x.pth", "trains its arms"]),
         (["--config-file", "gone.yaml"], ["gone.yaml"]),
     ],
@@ -176,10 +226,9 @@ def test_options_of_the_study_the_checkpoint_and_the_arm_add_up():
 @pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_a_shipped_study_is_valid(path):
     study = read_study(path)
-    workers = 8 if path.stem == "table6" else 1
     if study.train:
-        for arm in study.arms:
-            arm_config(study, arm, workers=workers, here=False)
+        for arm in {arm.template: arm for arm in study.arms}.values():
+            arm_config(study, arm, here=False)
     assert json.dumps(dataclasses.asdict(study))
     assert set(study.measure) <= set(MEASURES) and study.question
 
@@ -191,13 +240,54 @@ def test_table6_is_what_its_configs_say():
     rows += ("shuffled_2images", "global", "nonorm")
     assert len(study.arms) == len(rows)
     for arm, row in zip(study.arms, rows, strict=True):
-        ours = arm_config(study, arm, workers=8, here=False).clone()
+        ours = arm_config(study, arm, here=False).clone()
         file = f"mask_rcnn_R_50_FPN_3x_{row}.yaml"
         base = str(REPOSITORY / "configs/COCO-InstanceSegmentation" / file)
-        alone = Study(file=file, name=row, base=base, arms=(Arm(row),))
-        theirs = arm_config(alone, alone.arms[0], workers=8, here=False)
+        alone = Study(file=file, name=row, base=base, arms=(Arm(row),), workers=8)
+        theirs = arm_config(alone, alone.arms[0], here=False)
         ours.defrost()
         ours.OUTPUT_DIR = theirs.OUTPUT_DIR
         if row == "nonorm":  # nothing to group
             ours.MODEL.ROI_BN.BATCH = theirs.MODEL.ROI_BN.BATCH
         assert ours.dump() == theirs.dump(), row
+
+
+def test_a_grid_multiplies_arms_and_claims_out(tmp_path):
+    grid = {"size": {2: {"A": 2}, 4: {"A": 4}}, "net": {"x": {"B": 1}, "y": {"B": 2}}}
+    arms = [
+        {"name": "{net}, {size}"},
+        {
+            "name": "{net}, {size}, late",
+            "starts_from": {"arm": "{net}, {size}", "iteration": 3},
+            "options": {"B": 7},
+            "measure": ["evaluation"],
+        },
+    ]
+    side = {"arm": "{net}, 2", "column": "box AP"}
+    claims = [{"claim": "{net} grows", "higher": side, "lower": {**side, "arm": "{net}, 4"}}]
+    content = tree(grid=grid, arms=arms, verdicts=claims, measure=["companion_swap", "evaluation"])
+    study = read_study(write(tmp_path, content))
+    assert [arm.name for arm in study.arms[:4]] == ["x, 2", "x, 4", "y, 2", "y, 4"]
+    late = study.arms[-1]
+    assert late.name == "y, 4, late" and late.starts_from.arm == "y, 4"
+    assert late.at == {"net": "y", "size": "4"} and late.template == "{net}, {size}, late"
+    assert study.options_of(late) == {"A": 4, "B": 7}
+    assert list(study.measures_of(late)) == ["evaluation", "training_loss"]
+    assert [claim.claim for claim in study.verdicts] == ["x grows", "y grows"]
+    assert study.verdicts[1].lower.arm == "y, 4"
+
+
+def test_names_in_other_scripts_have_a_folder():
+    assert Arm("对照").slug == "对照" and Arm("Ω 2").slug == "ω_2"
+
+
+def test_a_study_is_started_once(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["--study", write(tmp_path, tree()), "--dry-run"]) == 2
+    assert "WORLD_SIZE is 2" in capsys.readouterr().err
+
+
+def test_many_jobs_do_not_shorten_the_longest_run(tmp_path, capsys):
+    path = write(tmp_path, tree(seconds_per_run=90))
+    assert main([path, "--output", str(tmp_path / "out"), "--jobs", "1000", "--dry-run"]) == 0
+    assert "1 runs, 1 at once; time left: 90 s" in capsys.readouterr().out
