@@ -2,6 +2,7 @@
 
 bn-detect data neon-trees
 bn-detect data leaky-shapes --name leaky_shapes_zero --correlation 0
+bn-detect data import aquarium --images DIR --annotations train.json val.json --max-side 320
 bn-detect data corrupted --dataset neon_trees_val --corruption fog --severity 3
 bn-detect data check neon_trees_train coco_2017_val
 """
@@ -80,10 +81,12 @@ def argument_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    layout = {"formatter_class": argparse.ArgumentDefaultsHelpFormatter}
+    layout = argparse.ArgumentDefaultsHelpFormatter
     for kind, row in DATASETS.items():
         if row.prepare is not None:
-            command = commands.add_parser(kind.replace("_", "-"), help=row.help, **layout)
+            command = commands.add_parser(
+                kind.replace("_", "-"), help=row.help, formatter_class=layout
+            )
             command.set_defaults(run=prepare, kind=kind)
             _add_options(command, kind, row)
 
@@ -91,7 +94,7 @@ def argument_parser() -> argparse.ArgumentParser:
         "corrupted",
         help="write the images of a registered dataset corrupted to disk; without it they are "
         "corrupted as they are read",
-        **layout,
+        formatter_class=layout,
     )
     command.set_defaults(run=corrupted)
     add = command.add_argument
@@ -113,16 +116,24 @@ def _add_options(command: argparse.ArgumentParser, kind: str, row: Dataset) -> N
     command.description = row.help
     add = command.add_argument
     add("--root", default=str(default_root()), help="the folder for NAME/")
-    add("--name", help=f"of the dataset; by default {kind}")
+    if row.by_name:
+        add("--name", help=f"of the dataset; by default {kind}")
+    else:
+        add("name", metavar="NAME", help="of the dataset; NAME_train and NAME_val are registered")
     for option in fields(row.options):
         rule, several = option.metadata, isinstance(option.default, tuple)
+        flag = rule["flag"] or f"--{option.name.replace('_', '-')}"
+        if isinstance(option.default, bool):
+            add(flag, dest=option.name, action="store_true", help=rule["help"])
+            continue
         add(
-            rule["flag"] or f"--{option.name.replace('_', '-')}",
+            flag,
             dest=option.name,
             type=str if several else type(option.default),
             nargs="+" if several else None,
             default=option.default,
             choices=rule["choices"],
+            required=rule["required"],
             help=rule["help"],
         )
     add("--force", action="store_true", help="rebuild what was made before")

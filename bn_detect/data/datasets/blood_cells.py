@@ -128,7 +128,8 @@ def cut(number: int, read: Read, options: BloodCellsOptions) -> list[Sample]:
         seen = np.flatnonzero((visible > VISIBLE) & (areas(boxes) > 100))
         if coverage < options.coverage or len(seen) < options.min_cells:
             continue
-        size = tuple(round(options.scale * s) for s in (window.x1 - window.x0, window.y1 - window.y0))
+        width, height = window.x1 - window.x0, window.y1 - window.y0
+        size = round(options.scale * width), round(options.scale * height)
         tile = shown.crop(window).resize(size, Image.Resampling.BOX)
         fields = {"photograph": number, "coverage": round(coverage, 3), "license": 1}
         objects = [_object(boxes[i] * options.scale, CELLS[int(points[i, 2])], size) for i in seen]
