@@ -5,11 +5,13 @@ bn-detect data leaky-shapes --name leaky_shapes_zero --correlation 0
 bn-detect data import aquarium --images DIR --annotations train.json val.json --max-side 320
 bn-detect data corrupted --dataset neon_trees_val --corruption fog --severity 3
 bn-detect data check neon_trees_train coco_2017_val
+bn-detect data leak-potential blood_cells_train
 """
 
 import argparse
 import importlib
 import sys
+from collections.abc import Sequence
 from dataclasses import fields
 
 from ..data import (
@@ -48,17 +50,24 @@ def corrupted(args: argparse.Namespace) -> None:
     print(f"{default_root()}/{name}: {'written' if made else 'already there, nothing to do'}")
 
 
+def potential(args: argparse.Namespace) -> None:
+    """Print what the companions of an object tell about its class."""
+    from ..data.leak_potential import leak_potential, potential_table  # loads scikit-learn
+
+    import_modules(args.imports)
+    register_derived(args.names)
+    for name in args.names:
+        check_dataset(name)
+        print(potential_table(leak_potential(name, seed=args.seed)) + "\n", flush=True)
+
+
 def check(args: argparse.Namespace) -> None:
     """Print what is in each dataset, and then a line for each that has a fault.
 
     Raises:
         DatasetError: at least one has a fault.
     """
-    for module in args.imports:
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise ValueError(f"--import {module}: {error}") from error
+    import_modules(args.imports)
     register_derived(args.names)
     summaries, faults = [], []
     for name in args.names:
@@ -72,6 +81,19 @@ def check(args: argparse.Namespace) -> None:
         print(f"error: {fault}", file=sys.stderr)
     if faults:
         raise faults[-1]
+
+
+def import_modules(modules: Sequence[str]) -> None:
+    """Import the modules of --import, which register datasets.
+
+    Raises:
+        ValueError: a module cannot be imported.
+    """
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise ValueError(f"--import {module}: {error}") from error
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -105,11 +127,27 @@ def argument_parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("check", help="look for faults in registered datasets")
     command.set_defaults(run=check)
-    add = command.add_argument
-    add("names", nargs="+", metavar="NAME")
-    text = "Python module that registers datasets; may be given several times"
-    add("--import", dest="imports", action="append", default=[], metavar="MODULE", help=text)
+    _add_names(command)
+
+    command = commands.add_parser(
+        "leak-potential", help="what the companions of an object tell about its class"
+    )
+    command.set_defaults(run=potential)
+    _add_names(command)
+    command.add_argument("--seed", type=int, default=0, help="seed of the folds")
     return parser
+
+
+def _add_names(command: argparse.ArgumentParser) -> None:
+    command.add_argument("names", nargs="+", metavar="NAME")
+    command.add_argument(
+        "--import",
+        dest="imports",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="Python module that registers datasets; may be given several times",
+    )
 
 
 def _add_options(command: argparse.ArgumentParser, kind: str, row: Dataset) -> None:
