@@ -6,7 +6,7 @@ all cells of a photograph. Here the points become boxes, and the photographs are
 which those are kept whose cells are nearly all labelled.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -52,11 +52,11 @@ class BloodCellsOptions(Options):
 
     tiles: int = option(2, "tiles of a photograph along each side", low=1, high=4)
     scale: float = option(0.5, "size of a tile against its source", low=0.1, high=1)
-    coverage: float = option(0.8, "least share of a tile's cell area that is labelled", low=0, high=1)
-    min_cells: int = option(6, "cells of a tile, at least", low=1, high=1000)
-    same_stain: bool = option(
-        False, "give all photographs the same mean and spread of each colour"
+    coverage: float = option(
+        0.8, "least share of a tile's cell area that is labelled", low=0, high=1
     )
+    min_cells: int = option(6, "cells of a tile, at least", low=1, high=1000)
+    same_stain: bool = option(False, "give all photographs the same mean and spread of each colour")
     block: int = option(20, "neighbouring numbers that stay on one side of the split", low=1)
     val_fraction: float = option(0.25, "share of the blocks for validation", low=0.01, high=0.9)
     source: str = option(

@@ -48,9 +48,7 @@ class ImportOptions(Options):
     val_fraction: float = option(
         0.25, "share of the images for validation, of one JSON", low=0.001, high=0.9
     )
-    classes: str = option(
-        "category", "what the classes are", choices=("category", "supercategory")
-    )
+    classes: str = option("category", "what the classes are", choices=("category", "supercategory"))
     licence: str = option("", "licence and attribution of the source, kept in SOURCE.md")
 
     def __post_init__(self) -> None:
@@ -87,7 +85,9 @@ def prepare(folder: Path, name: str, options: ImportOptions) -> dict[str, Any]:
     for split, coco, names in zip(SPLITS, sources, tables, strict=True):
         convert = partial(_sample, names=names, classes=classes, max_side=options.max_side)
         objects = _by_image(coco)
-        samples = (convert(i, image, objects[image["id"]]) for i, image in enumerate(coco["images"]))
+        samples = (
+            convert(i, image, objects[image["id"]]) for i, image in enumerate(coco["images"])
+        )
         counts[split] = write_split(
             folder,
             name,

