@@ -19,7 +19,8 @@ from ..errors import DatasetError
 from ..options import Options, option
 from ..registration import SPLITS
 from .blood_cell_boxes import find_cells
-from .blood_cell_source import (
+from .coco_writer import Sample, write_split
+from .sources.chula_rbc12 import (
     ARCHIVE,
     CELLS,
     CITATION,
@@ -29,7 +30,6 @@ from .blood_cell_source import (
     opened,
     parse_points,
 )
-from .coco_writer import Sample, write_split
 from .tiling import areas, clip_boxes, tile_windows
 
 RARE = ("macrocyte", "microcyte", "teardrop", "uncategorised")  # kept with iscrowd=1

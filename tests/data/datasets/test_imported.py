@@ -57,7 +57,9 @@ def test_one_file_is_divided_and_images_are_copied_as_they_are(source):
             copy = (folder / "root/mine" / split / image["file_name"]).read_bytes()
             assert copy == (folder / "images" / image["source_name"]).read_bytes()
             boxes = [a["bbox"] for a in part["annotations"] if a["image_id"] == image["id"]]
-            assert boxes == [a["bbox"] for a in coco["annotations"] if a["image_id"] == original["id"]]
+            assert boxes == [
+                a["bbox"] for a in coco["annotations"] if a["image_id"] == original["id"]
+            ]
         assert [c["name"] for c in part["categories"]] == ["cat", "dog"]
     text = (folder / "root/mine/SOURCE.md").read_text()
     for part in (str(folder / "images"), "somebody", "CC BY 4.0", "provided by somebody"):
@@ -121,7 +123,9 @@ def test_an_export_of_roboflow(source):
             for i, a in enumerate(coco["annotations"])
         ]
         categories = [{"id": 0, "name": "animals", "supercategory": "none"}]
-        categories += [{"id": i, "name": n, "supercategory": "animals"} for i, n in ((1, "cat"), (2, "dog"))]
+        categories += [
+            {"id": i, "name": n, "supercategory": "animals"} for i, n in ((1, "cat"), (2, "dog"))
+        ]
         export = {"images": images, "annotations": annotations, "categories": categories}
         (folder / part / "_annotations.coco.json").write_text(json.dumps(export))
     files = [str(folder / part / "_annotations.coco.json") for part in ("train", "valid")]
@@ -149,7 +153,8 @@ def test_copies_of_an_image_stay_on_one_side(source):
 def test_classes_may_be_supercategories(source):
     _, coco = source
     coco["categories"] = [
-        {"id": i, "name": f"c{i}", "supercategory": s} for i, s in ((3, "pet"), (7, "pet"), (9, "car"))
+        {"id": i, "name": f"c{i}", "supercategory": s}
+        for i, s in ((3, "pet"), (7, "pet"), (9, "car"))
     ]
     found = import_it(source, classes="supercategory")["train"]
     assert [c["name"] for c in found["categories"]] == ["pet", "car"]
