@@ -1,6 +1,7 @@
 """What heads whose layers all feature levels share need for their BatchNorm."""
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -8,7 +9,7 @@ from ..layers import LevelBatchNorm2d
 
 
 def level_norm(
-    norm: str, num_levels: int, **choices: str
+    norm: str, num_levels: int, **choices: Any
 ) -> Callable[[int], LevelBatchNorm2d] | None:
     """From channels to a layer over all levels, for "BN" and "SyncBN"; None for other norms.
 
