@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..distributed.collectives import default_group
-from .grouped_batch_norm import GroupStatistics
 from .level_moments import level_batch_norm, union
+from .plain_ops import GroupStatistics
 
 LEVEL_CHOICES = ("shared", "level")
 

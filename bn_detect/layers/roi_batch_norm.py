@@ -79,15 +79,16 @@ class RoIBatchNorm2d(nn.BatchNorm2d):
     def _forward_groups(self, x: Tensor) -> Tensor:
         self._check_input_dim(x)
         partition = self._partition(x)
-        # Only a RoI of a single position can be a group of a single value.
         population = None
-        if x.shape[2:].numel() == 1 and self.running_mean is not None:
+        if partition.may_hold_single_values(x.shape[2:].numel()) and self.running_mean is not None:
             assert self.running_var is not None
             population = self.running_mean, self.running_var
         y, mean, var, count = partitioned_batch_norm(
             x, self.weight, self.bias, partition, self.eps, population
         )
-        if population is not None and not self._told_lonely and _holds_single(partition, count):
+        # Where only the GPU knows, nothing is said: asking would make the host wait.
+        known = partition.rois is not None or (x.device.type == "cpu" and bool((count == 1).any()))
+        if population is not None and known and not self._told_lonely:
             self._told_lonely = True
             logger.warning(
                 "A normalization batch of %s held a single value per channel; it was normalized "
@@ -128,10 +129,3 @@ class RoIBatchNorm2d(nn.BatchNorm2d):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, batch={self.layout.settings.batch}"
-
-
-def _holds_single(partition: Partition, count: Tensor) -> bool:
-    """Whether some group holds a single RoI, as far as this can be told without waiting."""
-    if partition.rois is not None:
-        return 1 in partition.rois
-    return count.device.type == "cpu" and bool((count == 1).any())
