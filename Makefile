@@ -18,7 +18,7 @@ help:  ## this list
 
 setup:  ## virtual environment with torch, Detectron2 and this package
 	@"$(PYTHON)" -c 'import sys; sys.version_info < (3, 6) and sys.exit("set-up FAILED: $(PYTHON) \
-	is Python %s; Python 3.10 to 3.13 is needed" % sys.version.split()[0])'
+	is Python %s; Python 3.10 to 3.14 is needed" % sys.version.split()[0])'
 	@"$(PYTHON)" scripts/setup_env.py "$(VENV)" $(SETUP_FLAGS)
 
 data: setup  ## the demo's dataset, NEON trees
@@ -51,5 +51,5 @@ format: setup  ## repair the style
 
 clean:  ## remove the environment (if set-up made it), caches and build files
 	@if [ -e "$(VENV)/.bn_detect-made" ]; then rm -rf "$(VENV)"; fi
-	rm -rf build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find bn_detect tools tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -55,8 +55,8 @@ def run(doing, advice, *command):
 def checked_version(python):
     code = "import sys; print('%d.%d' % sys.version_info[:2])"
     version = subprocess.check_output([str(python), "-c", code]).decode().strip()
-    if version not in ("3.10", "3.11", "3.12", "3.13"):
-        advice = "Python 3.10 to 3.13 is needed. Type, say: make setup PYTHON=python3.12"
+    if version not in ("3.10", "3.11", "3.12", "3.13", "3.14"):
+        advice = "Python 3.10 to 3.14 is needed. Type, say: make setup PYTHON=python3.12"
         fail(f"{python} is Python {version}; {advice}")
     return version
 
@@ -150,7 +150,7 @@ def install(venv, python, ours):
         constraints = constraints_that_keep(installed, venv / ".bn_detect-constraints")
     pip = [python, *PIP, "install", "-c", constraints, "--no-build-isolation"]
     pip.append("--no-warn-conflicts")  # the default Detectron2 names numpy<2, and works with 2
-    run("installing setuptools and wheel", AGAIN, *pip, "setuptools", "wheel")
+    run("installing what builds packages", AGAIN, *pip, "setuptools", "wheel", "hatchling")
     size = "" if "torch" in installed else " (3 GB to download, 5.5 GB on disk: minutes)"
     doing = f"installing torch, torchvision and what Detectron2 and the tests need{size}"
     run(doing, AGAIN, *pip, "-r", PACKAGES)
@@ -158,8 +158,9 @@ def install(venv, python, ours):
     # In ours, files without metadata were left by a pip that was killed.
     whole = not ours or {"detectron2", "sal-detectron2"} & set(installed)
     install_detectron2(python, site, whole and origins["detectron2"], installed, ours)
+    shutil.rmtree(ROOT / "bn_detect.egg-info", ignore_errors=True)  # of set-ups before 0.2
     run("installing bn_detect in editable mode", AGAIN, *pip, "--no-deps", "-e", ROOT)
-    code = "import torchvision, detectron2.model_zoo, detectron2.engine"
+    code = "import torchvision, detectron2.modeling, detectron2.engine"
     advice = f"torch, torchvision and Detectron2 must fit each other. {AGAIN}"
     run("checking that Detectron2 works", advice, python, "-W", "ignore", "-c", code)
 
@@ -172,7 +173,8 @@ def main():
     except BlockingIOError:
         say("waiting for another set-up of this clone")
         fcntl.flock(LOCK, fcntl.LOCK_EX)
-    files = [Path(__file__), PACKAGES, NO_DEPENDENCIES, PINS, DETECTRON2_PIN, ROOT / "setup.py"]
+    requirements = [PACKAGES, NO_DEPENDENCIES, PINS, DETECTRON2_PIN]
+    files = [Path(__file__), *requirements, ROOT / "pyproject.toml"]
     parts = [*(f.read_bytes() for f in files), f"{os.environ.get('DETECTRON2')} {ROOT}".encode()]
     key = hashlib.sha256(b"\0".join(parts)).hexdigest()
     stamp = done.read_text().splitlines() if done.exists() else []

@@ -10,6 +10,7 @@ import argparse
 import importlib
 import sys
 from dataclasses import fields
+from typing import Any
 
 from ..data import (
     CORRUPTIONS,
@@ -80,7 +81,7 @@ def argument_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    layout = {"formatter_class": argparse.ArgumentDefaultsHelpFormatter}
+    layout: Any = {"formatter_class": argparse.ArgumentDefaultsHelpFormatter}
     for kind, row in DATASETS.items():
         if row.prepare is not None:
             command = commands.add_parser(kind.replace("_", "-"), help=row.help, **layout)

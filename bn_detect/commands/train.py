@@ -15,13 +15,13 @@ from detectron2.utils import comm
 
 from ..configuration.check import check_run
 from ..configuration.keys import normalization_batch
+from ..configuration.model import EVAL_STATS
 from ..configuration.reading import read_config
 from ..configuration.settings import check_weights
 from ..data import register_derived
 from ..distributed.neighbours import neighbours
-from ..engine.evaluation import check_eval_stats, evaluate_under, evaluation_table, precise_bn
+from ..engine.evaluation import evaluate_under, evaluation_table, precise_bn
 from ..engine.trainer import BNTrainer
-from ..layers.statistics import STATISTICS
 from ..runtime.checkpoint_file import add_trust_option
 from ..runtime.checkpointer import AtomicCheckpointer
 from ..runtime.files import write_json
@@ -48,7 +48,7 @@ def argument_parser() -> argparse.ArgumentParser:
         type=lambda kinds: kinds.replace(",", " ").split() or ["nothing"],
         metavar="KIND ...",
         help="with --eval-only: evaluate under each of these statistics and print one table; "
-        f"of {', '.join(STATISTICS)}",
+        f"of {', '.join(EVAL_STATS)}",
     )
     add_trust_option(parser)
     return parser
@@ -85,10 +85,17 @@ def check(cfg: CfgNode, args: argparse.Namespace, world_size: int) -> None:
     if args.num_machines > 1 and "://" not in args.dist_url:
         raise ValueError(f"--dist-url is {args.dist_url!r}; it must be tcp://HOST:PORT")
     check_weights(cfg, resume=args.resume)
-    precise = cfg.TEST.PRECISE_BN.ENABLED or "precise" in (args.eval_stats or ())
-    names = [*(cfg.DATASETS.TRAIN if precise or not args.eval_only else ()), *cfg.DATASETS.TEST]
-    model = check_run(cfg, world_size, BNTrainer, names, trains=not args.eval_only, precise=precise)
-    check_eval_stats(args.eval_stats, model)
+    statistics, precise = args.eval_stats or (), cfg.TEST.PRECISE_BN.ENABLED
+    reads_training = not args.eval_only or precise or "precise" in statistics
+    check_run(
+        cfg,
+        world_size,
+        BNTrainer,
+        [*(cfg.DATASETS.TRAIN if reads_training else ()), *cfg.DATASETS.TEST],
+        trains=not args.eval_only,
+        precise=precise,
+        statistics=statistics,
+    )
 
 
 def work(cfg: CfgNode, args: argparse.Namespace) -> None:

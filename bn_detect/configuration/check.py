@@ -10,7 +10,7 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from ..data import check_datasets, register_derived
-from .model import check_classes, check_model
+from .model import check_classes, check_model, check_statistics
 from .settings import check_settings
 from .trial import Builder, build_trial
 
@@ -23,6 +23,7 @@ def check_run(
     *,
     trains: bool = True,
     precise: bool = False,
+    statistics: Sequence[str] = (),
 ) -> nn.Module:
     """Raise ValueError, naming key and value, for the first thing that cannot work.
 
@@ -32,13 +33,16 @@ def check_run(
         datasets: registered datasets, and derived ones, that the run reads.
         trains: whether the run trains.
         precise: whether there will be a PreciseBN pass, which reads training images, too.
+        statistics: the kinds of test statistics to evaluate under (`--eval-stats`).
 
     Returns:
         The model, built on the CPU, for further checks.
     """
     scaled = builder.auto_scale_workers(cfg, world_size)
+    precise = precise or "precise" in statistics
     check_settings(scaled, world_size, trains=trains or precise)
     model = build_trial(cfg, builder)
+    check_statistics(statistics, model)
     check_model(cfg, model, trains=trains, precise=precise)
     register_derived(datasets)
     check_classes(cfg, model, check_datasets(datasets, cfg))

@@ -1,4 +1,4 @@
-"""Every config key of the package, with its default."""
+"""All config keys of the package, with their defaults, and the objects that they describe."""
 
 import contextlib
 import re
@@ -61,6 +61,10 @@ def add_bn_detect_config(cfg: CN) -> None:
     # RoIs that the head statistics come from: "train" (sampled as in training, ground truth added)
     # or "test" (the proposals and detections that inference feeds to the heads).
     _C.TEST.PRECISE_BN.ROI_SOURCE = "train"
+    # Its normalization batch: the RoIs (a classifier's images) of so many consecutive images of a
+    # worker; 0: of all images of a batch, over all workers. Large is right, whatever the batch of
+    # training was. Above a worker's images of a step, the batches of a pass hold that many.
+    _C.TEST.PRECISE_BN.IMAGES_PER_GROUP = 0
     # Iterations between passes; 0: before each evaluation. Always at the end as well.
     _C.TEST.PRECISE_BN.PERIOD = 0
 
@@ -74,6 +78,10 @@ def add_bn_detect_config(cfg: CN) -> None:
     _C.MODEL.LEVEL_BN.POPULATION = "shared"
     # ... and weight and bias.
     _C.MODEL.LEVEL_BN.AFFINE = "shared"
+    # How the moving average of a "shared" population follows batches of each "level": by a step for
+    # each level, "in_turn", as one BatchNorm called on level after level does (the authors' code),
+    # or by one step with the "union" of the levels, in which every position counts once.
+    _C.MODEL.LEVEL_BN.MOVING_AVERAGE = "in_turn"
     # Norm of BNRPNHead; Detectron2's RPN head has none: "", "GN", "BN", "SyncBN", ...
     _C.MODEL.RPN.NORM = ""
 
@@ -89,12 +97,25 @@ def add_bn_detect_config(cfg: CN) -> None:
     # classes, drawn anew for each step; 0: of any.
     _C.DATALOADER.CLASSES_PER_WORKER_BATCH = 0
 
+    # Render the images of a classifier as a camera might have taken them: training images anew
+    # each time, test images always alike.
+    _C.INPUT.RENDERING = CN()
+    # Spread of the pose; at 1: rotation +-0.35 radians, scale exp(+-0.3), shear +-0.3, shift +-15%.
+    _C.INPUT.RENDERING.AFFINE = 0.0
+    # s: contrast times exp(+-s), brightness +-s standard deviations (MODEL.PIXEL_STD).
+    _C.INPUT.RENDERING.PHOTOMETRIC = 0.0
+    # Standard deviation of Gaussian noise, in those of the pixels.
+    _C.INPUT.RENDERING.NOISE = 0.0
+    # Contrast and brightness are of each "image", or shared by the training images of a step, which
+    # then are those of a "batch".
+    _C.INPUT.RENDERING.PHOTOMETRIC_PER = "image"
+
     # Detectron2's keypoint head has no norm: "", "GN", "BN", ... as in the other heads.
     _C.MODEL.ROI_KEYPOINT_HEAD.NORM = ""
 
 
 def normalization_batch(cfg: CN) -> NormalizationBatch:
-    """`MODEL.ROI_BN` as the object that the layers take.
+    """Return `MODEL.ROI_BN` as the object that the layers take.
 
     Raises:
         ValueError: a value that is not valid, or two that exclude each other.
@@ -120,7 +141,7 @@ def batch_for(cfg: CN, norm: str) -> NormalizationBatch | None:
 
 @contextlib.contextmanager
 def naming_keys() -> Iterator[None]:
-    """Let an error of `NormalizationBatch` speak of MODEL.ROI_BN.BATCH where it says batch."""
+    """Let an error of `NormalizationBatch` name keys: MODEL.ROI_BN.BATCH in place of batch."""
     try:
         yield
     except ValueError as error:
@@ -130,7 +151,7 @@ def naming_keys() -> Iterator[None]:
 
 
 def level_choices(cfg: CN) -> dict[str, str]:
-    """`MODEL.LEVEL_BN` as the keyword arguments that `LevelBatchNorm2d` takes."""
+    """Return `MODEL.LEVEL_BN` as the keyword arguments that `LevelBatchNorm2d` takes."""
     return {key.lower(): value for key, value in cfg.MODEL.LEVEL_BN.items()}
 
 

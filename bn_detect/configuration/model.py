@@ -2,11 +2,12 @@
 many classes it knows, and whether the layers that keys speak of are there."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..data import DatasetSummary
 from ..layers import ImageLayout, LevelBatchNorm2d, RoIBatchNorm2d
@@ -23,6 +24,7 @@ _PARTS = {
     "keypoint_head": ("MODEL.ROI_KEYPOINT_HEAD.NAME", "BNKRCNNConvDeconvUpsampleHead"),
 }
 _WHOLE = ("MODEL.ROI_HEADS.NAME", "BNRes5ROIHeads")
+EVAL_STATS = ("population", "minibatch", "precise")  # in the order of tables
 _GIVE_LAYOUTS = "'BNStandardROIHeads', 'BNCascadeROIHeads' or 'BNRes5ROIHeads'"
 
 
@@ -60,6 +62,29 @@ def check_model(cfg: CfgNode, model: nn.Module, *, trains: bool, precise: bool) 
     if precise:
         with naming("TEST.PRECISE_BN.MODULES"):
             select_bn_layers(model, cfg.TEST.PRECISE_BN.MODULES or None)
+
+
+def check_statistics(statistics: Sequence[str], model: nn.Module) -> None:
+    """Raise ValueError for a kind of test statistics that is unknown, or the same as "population"
+    for this model; the message names --eval-stats."""
+    for kind in statistics:
+        if kind not in EVAL_STATS:
+            raise ValueError(f"--eval-stats is {kind!r}; it must be of {', '.join(EVAL_STATS)}")
+        if kind not in kinds_of(model):
+            raise ValueError(
+                f"--eval-stats is {kind!r}, but no BatchNorm layer of this model takes part in it; "
+                f"it must be of {', '.join(kinds_of(model))}"
+            )
+
+
+def kinds_of(model: nn.Module) -> tuple[str, ...]:
+    """Return the kinds of test statistics that mean something for a model; "population" always."""
+    means = {
+        "population": True,
+        "minibatch": _has(model, RoIBatchNorm2d),
+        "precise": _has(model, _BatchNorm),
+    }
+    return tuple(kind for kind in EVAL_STATS if means[kind])
 
 
 def _has(model: nn.Module, kind: type[nn.Module]) -> bool:

@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import re
+from typing import Any
 
 import yaml
 from detectron2.config import CfgNode
@@ -70,7 +71,7 @@ def _no_list(error: ValueError) -> str:
     return f'{key} is {value:.100}; it must be a list, as "{_as_list(value)}"{more}'
 
 
-def _merge_pairs(cfg: CfgNode, words: list) -> None:
+def _merge_pairs(cfg: CfgNode, words: list[Any]) -> None:
     if len(words) % 2:
         raise ValueError(f"KEY VALUE pairs: {words[-1]!r} is left over; there must be pairs")
     for key, value in zip(words[::2], words[1::2], strict=True):

@@ -1,4 +1,4 @@
-"""Config files that cannot execute code."""
+"""Read config files without executing code that they hold."""
 
 from pathlib import Path
 from typing import Any
@@ -8,19 +8,20 @@ from detectron2.config import CfgNode
 
 
 class SafeConfig(CfgNode):
-    """A config that takes in plain YAML only.
+    """A config that merges plain YAML only.
 
-    Detectron2 evaluates YAML's Python tags, which may be any code. Here the files of the installed
-    Detectron2 alone may have them, such as its Base-RetinaNet.yaml.
+    Detectron2 evaluates YAML's Python tags, which may be any code. Here only the files of the
+    installed Detectron2 may have them, such as its Base-RetinaNet.yaml.
     """
 
     @classmethod
     def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict[str, Any]:
-        """As in the parent; it calls itself for each `_BASE_`.
+        """Read a file and its bases, as the parent does; called again for each `_BASE_`.
 
         Raises:
             yaml.YAMLError: another file has a Python tag, or is no YAML.
         """
         installed = Path(detectron2.__file__).resolve().parent
         trusted = Path(filename).resolve().is_relative_to(installed)
-        return super().load_yaml_with_base(filename, allow_unsafe=trusted)
+        content: dict[str, Any] = super().load_yaml_with_base(filename, allow_unsafe=trusted)
+        return content

@@ -9,12 +9,14 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
 from ..data import CLASSIFICATION
-from ..layers.level_batch_norm import LEVEL_CHOICES
+from ..data.rendering import PER
+from ..layers.level_batch_norm import LEVEL_CHOICES, MOVING_AVERAGES
 from ..population.precise_bn import ROI_SOURCES
-from .keys import naming_keys, normalization_batch
+from .keys import changed_keys, naming_keys, normalization_batch
 
 OPTIMIZERS = ("SGD", "ADAMW")
 CLASSIFIER = "BNImageClassifier"
+RESUMABLE_SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler")
 
 
 def check_settings(cfg: CfgNode, world_size: int, *, trains: bool = True) -> None:
@@ -33,8 +35,11 @@ def check_settings(cfg: CfgNode, world_size: int, *, trains: bool = True) -> Non
             settings.spans(world_size)
     _check_population(cfg)
     for key, value in cfg.MODEL.LEVEL_BN.items():
-        if value not in LEVEL_CHOICES:
-            raise ValueError(f"MODEL.LEVEL_BN.{key} is {value!r}; it must be 'shared' or 'level'")
+        known = MOVING_AVERAGES if key == "MOVING_AVERAGE" else LEVEL_CHOICES
+        if value not in known:
+            raise ValueError(
+                f"MODEL.LEVEL_BN.{key} is {value!r}; it must be {' or '.join(map(repr, known))}"
+            )
     if cfg.SOLVER.OPTIMIZER not in OPTIMIZERS:
         raise ValueError(
             f"SOLVER.OPTIMIZER is {cfg.SOLVER.OPTIMIZER!r}; it must be one of "
@@ -45,6 +50,7 @@ def check_settings(cfg: CfgNode, world_size: int, *, trains: bool = True) -> Non
             "TEST.AUG.ENABLED is True, but test-time augmentation is not done here; set it to False"
         )
     _check_proposals(cfg)
+    _check_rendering(cfg)
     _check_classifier(cfg)
 
 
@@ -99,6 +105,25 @@ def _check_proposals(cfg: CfgNode) -> None:
             raise ValueError(
                 f"DATASETS.PROPOSAL_FILES_{split} is {files}, but DATASETS.{split} is {names}; "
                 "with MODEL.LOAD_PROPOSALS each dataset needs its file"
+            )
+
+
+def _check_rendering(cfg: CfgNode) -> None:
+    per, sampler = cfg.INPUT.RENDERING.PHOTOMETRIC_PER, cfg.DATALOADER.SAMPLER_TRAIN
+    if per not in PER:
+        raise ValueError(
+            f"INPUT.RENDERING.PHOTOMETRIC_PER is {per!r}; it must be one of {', '.join(PER)}"
+        )
+    if changed := changed_keys(cfg, "INPUT.RENDERING"):
+        if cfg.MODEL.META_ARCHITECTURE != CLASSIFIER:
+            raise ValueError(
+                f"{', '.join(changed)}: set, but MODEL.META_ARCHITECTURE is "
+                f"{cfg.MODEL.META_ARCHITECTURE!r}; only images of {CLASSIFIER!r} are rendered"
+            )
+        if per == "batch" and sampler not in RESUMABLE_SAMPLERS:
+            raise ValueError(
+                f"INPUT.RENDERING.PHOTOMETRIC_PER is 'batch' with DATALOADER.SAMPLER_TRAIN "
+                f"{sampler!r}; use one of {', '.join(RESUMABLE_SAMPLERS)}"
             )
 
 

@@ -1,6 +1,6 @@
-"""Find values that no key can have."""
+"""Find values that no key can have: of another kind than its default, not finite, out of range."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -29,6 +29,9 @@ _RANGES: dict[str, tuple[float, float]] = {
     "INPUT.MIN_SIZE_TEST": (0, LARGEST),
     "INPUT.MAX_SIZE_TRAIN": (1, 10**12),
     "INPUT.MAX_SIZE_TEST": (1, 10**12),
+    "INPUT.RENDERING.AFFINE": (0, 10),
+    "INPUT.RENDERING.PHOTOMETRIC": (0, 10),
+    "INPUT.RENDERING.NOISE": (0, 10),
     "MODEL.ANCHOR_GENERATOR.SIZES": (1e-3, LARGEST),
     "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": (1e-3, 1e3),
     "MODEL.RPN.PRE_NMS_TOPK_TRAIN": (1, 10**9),
@@ -49,6 +52,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "MODEL.ROI_BN.LOG_STATS": (0, 10**12),
     "TEST.EVAL_PERIOD": (0, 10**12),
     "TEST.PRECISE_BN.PERIOD": (0, 10**12),
+    "TEST.PRECISE_BN.IMAGES_PER_GROUP": (0, 10**6),
     "SEED": (-1, 2**31),
 }
 _ABOVE_0 = ("MODEL.PIXEL_STD",)
@@ -99,7 +103,7 @@ def _kind(leaf: Any) -> type:
     return float if isinstance(leaf, int | float) and not isinstance(leaf, bool) else type(leaf)
 
 
-def _is_nested(value: list | tuple) -> bool:
+def _is_nested(value: Sequence[Any]) -> bool:
     return any(isinstance(part, list | tuple) for part in value)
 
 
@@ -121,7 +125,7 @@ def flat_keys(cfg: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def value_of(cfg: CfgNode, key: str) -> Any:
-    """The value of a dotted key; None where there is none."""
+    """Return the value of a dotted key, or None where the key is missing."""
     for part in key.split("."):
         cfg = cfg.get(part) if isinstance(cfg, CfgNode) else None
     return cfg

@@ -7,16 +7,17 @@ from detectron2.config import CfgNode
 from torchvision.transforms import v2
 
 from .mapper import read_image
+from .rendering import Rendering
 
 
 class ClassificationMapper:
-    """Read an image, crop it and flip it.
+    """Read an image, crop it, flip it and render it.
 
     With `INPUT.CROP.ENABLED` a training image is a random part of 8 to 100% of the area at an
     aspect ratio of 3/4 to 4/3 (Szegedy et al. 2015), resized to `INPUT.CROP.SIZE`. A test image is
     resized to a short edge of `INPUT.MIN_SIZE_TEST`, and its centre of `INPUT.CROP.SIZE` is taken.
     Without cropping, images stay as they are. `INPUT.RANDOM_FLIP` "horizontal" flips a training
-    image with probability 1/2.
+    image with probability 1/2. `INPUT.RENDERING` then renders it (see `Rendering`).
 
     Args:
         cfg: a config with `INPUT.FORMAT` and the keys above.
@@ -24,7 +25,8 @@ class ClassificationMapper:
     """
 
     def __init__(self, cfg: CfgNode, is_train: bool) -> None:
-        self._format = cfg.INPUT.FORMAT
+        self._format, self._is_train = cfg.INPUT.FORMAT, is_train
+        self._rendering = Rendering.from_config(cfg)
         steps = []
         if cfg.INPUT.CROP.ENABLED:
             size = [int(side) for side in cfg.INPUT.CROP.SIZE]
@@ -37,9 +39,11 @@ class ClassificationMapper:
         self._transform = v2.Compose(steps) if steps else None
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
-        """Return `dataset_dict` with the key "image", (C, H, W) uint8, added."""
+        """Return `dataset_dict` with the key "image" added: (C, H, W) uint8, rendered: float32."""
         image = read_image(dataset_dict, self._format)
         tensor = torch.from_numpy(image.transpose(2, 0, 1).copy())
         if self._transform is not None:
             tensor = self._transform(tensor)
+        if self._rendering is not None:
+            tensor = self._rendering(tensor, dataset_dict, self._is_train)
         return {**dataset_dict, "image": tensor}

@@ -7,7 +7,13 @@ from collections.abc import Collection
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-TYPE_NAMES = {int: "an integer", float: "a number", str: "a text", tuple: "a list of texts"}
+TYPE_NAMES = {
+    bool: "true or false",
+    int: "an integer",
+    float: "a number",
+    str: "a text",
+    tuple: "a list of texts",
+}
 
 
 def option(
@@ -58,7 +64,7 @@ class Options:
                 value = tuple(value)
                 object.__setattr__(self, each.name, value)
             accepted: Any = (int, float) if kind is float else kind
-            fits = isinstance(value, accepted) and not isinstance(value, bool)
+            fits = isinstance(value, accepted) and isinstance(value, bool) == (kind is bool)
             if not fits or (kind is tuple and not all(isinstance(item, str) for item in value)):
                 raise ValueError(f"{each.name} must be {TYPE_NAMES[kind]}, got {value!r:.60}")
             if rule["choices"] is not None and value not in rule["choices"]:

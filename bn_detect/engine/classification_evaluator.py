@@ -1,4 +1,4 @@
-"""Top-1 and top-5 error of an image classifier."""
+"""Evaluate an image classifier: top-1 and top-5 error."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ TASK = "classification"
 
 
 class ClassificationEvaluator(DatasetEvaluator):
-    """Counts wrong predictions over all ranks; equal scores are decided by the lower class.
+    """Count wrong predictions over all ranks; of classes with equal scores the lower one counts.
 
     Where there are five classes or fewer, no top-5 prediction is wrong.
     """
@@ -33,7 +33,7 @@ class ClassificationEvaluator(DatasetEvaluator):
         self._images += len(labels)
 
     def evaluate(self) -> dict[str, dict[str, float]]:
-        """{"classification": {"top1_error", "top5_error"}} in percent on rank 0, else {}."""
+        """Return {"classification": {"top1_error", "top5_error"}}, percent, on rank 0; else {}."""
         counts = comm.gather((self._wrong1, self._wrong5, self._images))
         if not comm.is_main_process():
             return {}

@@ -39,6 +39,7 @@ def with_statistics_of(
             len(images),
             modules=cfg.TEST.PRECISE_BN.MODULES or None,
             roi_source="test",
+            images_per_group=cfg.TEST.PRECISE_BN.IMAGES_PER_GROUP,
         )
 
 

@@ -1,4 +1,4 @@
-"""One model under several kinds of test statistics."""
+"""Evaluate one model under several kinds of test statistics."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -8,16 +8,13 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from tabulate import tabulate
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..configuration.model import check_statistics
 from ..data import CLASSIFICATION
-from ..layers import RoIBatchNorm2d
 from ..layers.statistics import use_statistics
 from ..population.precise_bn import update_population_stats
 from ..population.undisturbed import kept_buffers
 from .trainer import BNTrainer
-
-EVAL_STATS = ("population", "minibatch", "precise")
 
 Results = dict[str, dict[str, dict[str, float]]]  # dataset -> task ("bbox", ...) -> metric
 
@@ -34,41 +31,18 @@ def evaluate_under(cfg: CfgNode, model: nn.Module, statistics: Sequence[str]) ->
         Results by kind; on ranks other than 0 without metrics. The model is as before.
 
     Raises:
-        ValueError: see `check_eval_stats`.
+        ValueError: see `check_statistics`.
     """
-    check_eval_stats(statistics, model)
-    every = {}
+    check_statistics(statistics, model)
+    all_results = {}
     for kind in statistics:
         with contextlib.ExitStack() as stack:
             if kind == "precise":
                 stack.enter_context(with_precise_statistics(cfg, model))
             test_stats = "minibatch" if kind == "minibatch" else "population"
             stack.enter_context(use_statistics(model, test_stats))
-            every[kind] = _evaluate(_under(cfg, test_stats), model, kind)
-    return every
-
-
-def check_eval_stats(statistics: Sequence[str] | None, model: nn.Module) -> None:
-    """Raise ValueError for a kind that is not of EVAL_STATS, or that means nothing for the model.
-
-    Under such a kind the model would be evaluated as under "population"; None is fine.
-    """
-    for kind in statistics or ():
-        if kind not in EVAL_STATS:
-            raise ValueError(f"--eval-stats is {kind!r}; it must be of {', '.join(EVAL_STATS)}")
-        if kind not in kinds_of(model):
-            raise ValueError(
-                f"--eval-stats is {kind!r}, but no BatchNorm layer of this model takes part in it; "
-                f"it must be of {', '.join(kinds_of(model))}"
-            )
-
-
-def kinds_of(model: nn.Module) -> tuple[str, ...]:
-    """The kinds of test statistics that mean something for a model; without BN there is one."""
-    layers = [m for m in model.modules() if isinstance(m, _BatchNorm)]
-    switches = any(isinstance(layer, RoIBatchNorm2d) for layer in layers)
-    means = {"population": True, "minibatch": switches, "precise": bool(layers)}
-    return tuple(kind for kind in EVAL_STATS if means[kind])
+            all_results[kind] = _evaluate(_under(cfg, test_stats), model, kind)
+    return all_results
 
 
 def _under(cfg: CfgNode, test_stats: str) -> CfgNode:
@@ -88,14 +62,14 @@ def _evaluate(cfg: CfgNode, model: nn.Module, kind: str) -> Results:
 
 @contextlib.contextmanager
 def with_precise_statistics(cfg: CfgNode, model: nn.Module) -> Iterator[None]:
-    """The statistics of a PreciseBN pass as `TEST.PRECISE_BN` says, and then the old ones again."""
+    """Give `model` the statistics of a PreciseBN pass as `TEST.PRECISE_BN` says, for a while."""
     with kept_buffers(model):
         precise_bn(cfg, model)
         yield
 
 
 def precise_bn(cfg: CfgNode, model: nn.Module) -> None:
-    """A PreciseBN pass over training images, as `TEST.PRECISE_BN` says; prints its report."""
+    """Make a PreciseBN pass over training images, as `TEST.PRECISE_BN` says; print its report."""
     settings = cfg.TEST.PRECISE_BN
     report = update_population_stats(
         model,
@@ -103,14 +77,16 @@ def precise_bn(cfg: CfgNode, model: nn.Module) -> None:
         settings.NUM_ITER,
         modules=settings.MODULES or None,
         roi_source=settings.ROI_SOURCE,
+        images_per_group=settings.IMAGES_PER_GROUP,
     )
     if comm.is_main_process():
         print(report)
 
 
-def evaluation_table(every: dict[str, Results]) -> str:
-    """A row per dataset and kind of statistics; AP and AP50 of each task, or errors, in percent."""
-    tasks = list(dict.fromkeys(t for r in every.values() for d in r.values() for t in d))
+def evaluation_table(all_results: dict[str, Results]) -> str:
+    """Tabulate AP and AP50 of each task, or errors, in percent, by dataset and statistics."""
+    by_dataset = [results for kind in all_results.values() for results in kind.values()]
+    tasks = list(dict.fromkeys(task for results in by_dataset for task in results))
     columns = [
         (task, metric)
         for task in tasks
@@ -118,8 +94,8 @@ def evaluation_table(every: dict[str, Results]) -> str:
     ]
     rows = [
         [name, kind, *(results[name].get(task, {}).get(metric) for task, metric in columns)]
-        for kind, results in every.items()
+        for kind, results in all_results.items()
         for name in results
     ]
     headers = ["dataset", "statistics", *(f"{task} {metric}" for task, metric in columns)]
-    return tabulate(sorted(rows, key=lambda row: row[0]), headers=headers, floatfmt=".1f")
+    return tabulate(sorted(rows, key=lambda row: str(row[0])), headers=headers, floatfmt=".1f")

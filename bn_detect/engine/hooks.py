@@ -1,10 +1,11 @@
-"""Training hooks."""
+"""Training hooks for any Detectron2 trainer: seeds, averaged and precise statistics, FrozenBN."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 from detectron2.engine import HookBase
+from detectron2.engine.train_loop import TrainerBase
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from torch import nn
@@ -21,11 +22,9 @@ logger = logging.getLogger(__name__)
 class SeedIteration(HookBase):
     """Make every random number of a step a function of (seed, iteration, rank).
 
-    Proposal and RoI sampling, dropout and RoI shuffles of a resumed run are then those of the
-    uninterrupted one.
-
-    The seed is the trainer's attribute `seed`, an integer from 0 up. `BNTrainer` has one; give
-    another trainer one, say `trainer.seed = 7`.
+    A resumed run then repeats the proposal and RoI sampling, dropout and RoI shuffles of the
+    uninterrupted one. The seed is the trainer's attribute `seed`, an integer from 0 up. `BNTrainer`
+    has one; give another trainer one, say `trainer.seed = 7`.
 
     Raises:
         ValueError: before training, where the trainer has none.
@@ -48,7 +47,7 @@ class AverageRunningStatistics(HookBase):
     """Make the moving averages equal on all ranks before they are evaluated or saved.
 
     Args:
-        periods: of evaluation and checkpoints, in iterations; 0 means only at the end.
+        periods: iterations between evaluations, and between checkpoints; 0: only at the end.
     """
 
     def __init__(self, *periods: int) -> None:
@@ -62,15 +61,15 @@ class AverageRunningStatistics(HookBase):
 class PreciseBN(HookBase):
     """Replace moving averages by PreciseBN's estimate before they are evaluated or saved.
 
-    It stands before the checkpointer and the evaluation among the hooks, so that both see the same
-    numbers; layers that `FreezeBN` froze keep theirs.
+    Put it before the checkpointer and the evaluation among the hooks, so that both see the same
+    numbers. Layers that `FreezeBN` froze keep theirs.
 
     Args:
         model: to update, wrapped or not.
-        build_loader: makes the iterable of batches for one pass; called anew for each.
+        build_loader: makes the batches of one pass; called anew for each pass.
         num_iters: batches per pass and rank, at least 1.
         period: iterations between passes; 0: only at the end.
-        modules, roi_source: see `update_population_stats`.
+        modules, roi_source, images_per_group: see `update_population_stats`.
 
     Raises:
         ValueError: `modules` that match no BN layer, a loader in place of `build_loader`, or a
@@ -89,15 +88,16 @@ class PreciseBN(HookBase):
         period: int = 0,
         modules: Sequence[str] | None = None,
         roi_source: str = "train",
+        images_per_group: int | None = 0,
     ) -> None:
         if not callable(build_loader):
             raise ValueError(
                 f"build_loader is a {type(build_loader).__name__}; it must be a function that "
                 "makes a loader, say lambda: loader"
             )
-        check_pass(num_iters, roi_source)
+        check_pass(num_iters, roi_source, images_per_group)
         self._model, self._build_loader, self._num_iters = model, build_loader, num_iters
-        self._period, self._roi_source = period, roi_source
+        self._period, self._roi_source, self._group = period, roi_source, images_per_group
         self._layers = select_bn_layers(unwrapped(model), modules)
 
     def after_step(self) -> None:
@@ -105,9 +105,10 @@ class PreciseBN(HookBase):
             self.run()
 
     def run(self) -> None:
-        """One pass over the layers that are not frozen."""
+        """Make one pass over the layers that are not frozen."""
         names = [name for name, layer in self._layers.items() if not is_frozen(layer)]
         if not names:
+            logger.info("PreciseBN: all of its BN layers are frozen, so there is nothing to do")
             return
         report = update_population_stats(
             self._model,
@@ -115,11 +116,12 @@ class PreciseBN(HookBase):
             self._num_iters,
             modules=names,
             roi_source=self._roi_source,
+            images_per_group=self._group,
         )
         logger.info("PreciseBN over %d batches per worker:\n%s", self._num_iters, report)
 
     def _batches(self) -> Iterator:
-        """The loader is made within the pass: that may draw random numbers."""
+        # The loader is made within the pass, because that may draw random numbers.
         yield from self._build_loader()
 
 
@@ -134,7 +136,7 @@ class FreezeBN(HookBase):
         model: wrapped or not.
         iteration: the first one with frozen statistics.
         modules: dotted prefixes of the layers; None: every BN layer.
-        precise_bn: runs a pass of it first.
+        precise_bn: the hook whose pass gives the statistics; None: they are averaged over ranks.
 
     Raises:
         ValueError: see `freeze_batchnorm`.
@@ -165,7 +167,7 @@ class FreezeBN(HookBase):
         logger.info("BN statistics of %d layers are frozen from here on", len(names))
 
 
-def _is_due(trainer, *periods: int) -> bool:
-    """Whether one of the periods (0: none) ends with the iteration just done, or training does."""
+def _is_due(trainer: TrainerBase, *periods: int) -> bool:
+    """Return whether the iteration just done is the last, or the last of a period (0: none)."""
     done = trainer.iter + 1
     return done == trainer.max_iter or any(p > 0 and done % p == 0 for p in periods)

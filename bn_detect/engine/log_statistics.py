@@ -1,35 +1,37 @@
-"""How the statistics of BN layers move over training (Wu & Johnson 2021, Figure 2)."""
+"""Record how the statistics of BN layers move over training (Wu & Johnson 2021, Figure 2)."""
 
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import torch
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from matplotlib.figure import Figure
 from torch import nn
 
 from ..layers import RoIBatchNorm2d
+from ..layers.statistics import STATISTICS
 from ..population.precise_bn import update_population_stats
+from ..population.undisturbed import kept_buffers
 from ..runtime.files import write_json
 
-KINDS = ("minibatch", "ema", "precise")
+KINDS = STATISTICS
 
 
 class LogStatistics(HookBase):
     """Record one channel's mean in each RoI BN layer, as three kinds of statistics have it.
 
-    "minibatch": of this rank's RoIs in the step; "ema": the moving average on rank 0; "precise": of
-    a PreciseBN pass, after which the moving average is put back. They go to TensorBoard, to
-    `bn_statistics.json` ({layer: [[iteration, minibatch, ema, precise], ...]}) and, at the end of
-    training, to `bn_statistics.png`.
+    "minibatch": the mean over this rank's RoIs in the step; "population": the moving average on
+    rank 0; "precise": the result of a PreciseBN pass, after which the moving average is put back.
+    The means go to TensorBoard, to `bn_statistics.json` ({layer: [[iteration, minibatch,
+    population, precise], ...]}) and, at the end of training, to `bn_statistics.png`.
 
     Args:
         model: wrapped or not.
         build_loader: makes the batches of a PreciseBN pass.
         num_iters: batches per pass and rank.
         period: iterations between records.
+        images_per_group: of a pass; see `update_population_stats`.
         channel: which one is recorded.
 
     Raises:
@@ -44,11 +46,12 @@ class LogStatistics(HookBase):
         *,
         period: int,
         output_dir: str | Path,
+        images_per_group: int | None = 0,
         channel: int = 0,
     ) -> None:
         self._model = getattr(model, "module", model)
         self._build_loader, self._num_iters = build_loader, num_iters
-        self._period, self._channel = period, channel
+        self._period, self._channel, self._group = period, channel, images_per_group
         self._folder = Path(output_dir)
         self._layers = roi_bn_layers(self._model)
         self._records: dict[str, list[list]] = {name: [] for name in self._layers}
@@ -79,10 +82,24 @@ class LogStatistics(HookBase):
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        ema = {name: self._mean(layer) for name, layer in self._layers.items()}
-        precise = self._precise()
+        population = self._means()
+        with kept_buffers(self._model):
+            update_population_stats(
+                self._model,
+                self._build_loader(),
+                self._num_iters,
+                modules=list(self._layers),
+                images_per_group=self._group,
+                progress=False,
+            )
+            precise = self._means()
         for name in self._layers:
-            row = [self.trainer.iter, self._seen.pop(name, None), ema[name], precise[name]]
+            row = [
+                self.trainer.iter,
+                self._seen.pop(name, None),
+                population.get(name),
+                precise.get(name),
+            ]
             self._records[name].append(row)
             if comm.is_main_process():
                 for kind, value in zip(KINDS, row[1:], strict=True):
@@ -97,46 +114,31 @@ class LogStatistics(HookBase):
         if comm.is_main_process() and any(self._records.values()):
             draw_statistics(self._records, self._folder / "bn_statistics.png")
 
-    def _precise(self) -> dict[str, float]:
-        before = {
-            buffer: buffer.clone() for layer in self._layers.values() for buffer in layer.buffers()
+    def _means(self) -> dict[str, float]:
+        means = {name: layer.running_mean for name, layer in self._layers.items()}
+        return {
+            name: mean[self._channel].item() for name, mean in means.items() if mean is not None
         }
-        try:
-            update_population_stats(
-                self._model,
-                self._build_loader(),
-                self._num_iters,
-                modules=list(self._layers),
-                progress=False,
-            )
-            return {name: self._mean(layer) for name, layer in self._layers.items()}
-        finally:
-            with torch.no_grad():
-                for buffer, value in before.items():
-                    buffer.copy_(value)
-
-    def _mean(self, layer: RoIBatchNorm2d) -> float:
-        return layer.running_mean[self._channel].item()
 
 
 def roi_bn_layers(model: nn.Module) -> dict[str, RoIBatchNorm2d]:
-    """Those whose statistics are recorded, by name; raises ValueError where there is none."""
+    """Return the layers whose statistics are recorded, by name; raise ValueError without any."""
     layers = {name: m for name, m in model.named_modules() if isinstance(m, RoIBatchNorm2d)}
     if not layers:
-        raise ValueError("MODEL.ROI_BN.LOG_STATS is set, but no RoI head has BatchNorm")
+        raise ValueError("LogStatistics: the model has no RoI BN layer (RoIBatchNorm2d)")
     return layers
 
 
 def draw_statistics(records: dict[str, list[list]], path: Path) -> None:
-    """One panel per layer: the channel's mean over iterations, by kind of statistics."""
+    """Draw a panel per layer: the channel's mean over iterations, by kind of statistics."""
     figure = Figure(figsize=(7, 2.2 * len(records)))  # not pyplot: no window, no backend chosen
     axes = figure.subplots(len(records), 1, sharex=True, squeeze=False)
-    styles = {"minibatch": {"lw": 0.6, "alpha": 0.6}, "ema": {"lw": 1.5}, "precise": {"lw": 1.5}}
+    styles: dict[str, dict[str, float]] = {"minibatch": {"lw": 0.6, "alpha": 0.6}}
     for axis, (name, rows) in zip(axes[:, 0], records.items(), strict=True):
         iterations = [row[0] for row in rows]
         for column, kind in enumerate(KINDS, start=1):
             values = [float("nan") if row[column] is None else row[column] for row in rows]
-            axis.plot(iterations, values, label=kind, marker=".", **styles[kind])
+            axis.plot(iterations, values, label=kind, marker=".", **styles.get(kind, {"lw": 1.5}))
         axis.set_title(name, fontsize=8, loc="left")
         axis.set_ylabel("mean")
     axes[0, 0].legend(fontsize=8, ncols=3)

@@ -7,7 +7,7 @@ from torch import nn
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """Detectron2's, by `SOLVER.OPTIMIZER` and with `SOLVER.BACKBONE_MULTIPLIER`."""
+    """Build Detectron2's SGD or AdamW, by `SOLVER.OPTIMIZER`; see `SOLVER.BACKBONE_MULTIPLIER`."""
     solver = cfg.SOLVER
     params = get_default_optimizer_params(
         model,
@@ -18,6 +18,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         lr_factor_func=lambda name: _lr_factor(name, solver.BACKBONE_MULTIPLIER),
     )
     settings = {"lr": solver.BASE_LR, "weight_decay": solver.WEIGHT_DECAY, "foreach": True}
+    optimizer: torch.optim.Optimizer
     if solver.OPTIMIZER == "ADAMW":
         optimizer = torch.optim.AdamW(params, **settings)
     else:

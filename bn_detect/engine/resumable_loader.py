@@ -1,7 +1,7 @@
 """A training loader whose batches are a function of (seed, rank, iteration).
 
-So a resumed run sees the images, and the augmentations of each, that the uninterrupted run would
-have seen. Detectron2's own loader always begins with the first image.
+A resumed run therefore sees the images, and the augmentations of each, that the uninterrupted run
+would have seen. Detectron2's own loader always starts with the first image.
 """
 
 import contextlib
@@ -20,18 +20,21 @@ from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSample
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
+from ..configuration.settings import RESUMABLE_SAMPLERS
 from ..data.proposals import dataset_dicts
+from .loader_processes import context, forking
 from .same_class_sampler import SameClassSampler
 
-Sample = tuple[int, int]  # position in this rank's stream of samples, index in the dataset
+Sample = tuple[int, int, int]  # iteration, position in this rank's stream, index in the dataset
 
 
 class ResumableTrainLoader:
-    """Endless batches (list[dict], mapped) of one rank; `iter` begins at `start_iteration`.
+    """Endless batches (list[dict], mapped) of one rank, from `start_iteration` on.
 
     Args:
         dataset_dicts: Detectron2's standard dataset dicts.
-        mapper: from a dataset dict to what the model takes, or None to skip the image.
+        mapper: from a dataset dict to what the model takes, or None to skip the image. The dict
+            also has "step", (seed, iteration): the same for all images of a step, on all ranks.
         indices: from a seed to this rank's endless stream of indices into `dataset_dicts`.
         batch_size: images per batch on this rank.
         aspect_ratio_grouping: batches hold only wide or only tall images, as in Detectron2; grouped
@@ -39,7 +42,7 @@ class ResumableTrainLoader:
         num_workers: data loading processes.
 
     Attributes:
-        seed, start_iteration: may be set until iteration begins.
+        seed, start_iteration: may be set until the first batch is drawn.
     """
 
     def __init__(
@@ -66,43 +69,45 @@ class ResumableTrainLoader:
             batch_sampler=self._batches(),
             num_workers=self._num_workers,
             collate_fn=trivial_batch_collator,
+            multiprocessing_context=context(self._num_workers),
             worker_init_fn=_obey_only_the_parent,
             generator=torch.Generator(),  # else it draws from the one that seeds the first step
         )
         return iter(loader)
 
     def _batches(self) -> Iterator[list[Sample]]:
-        buckets: dict[bool, list[Sample]] = {False: [], True: []}
+        buckets: dict[bool, list[tuple[int, int]]] = {False: [], True: []}
         iteration = 0
-        for sample in enumerate(self._indices(self.seed)):
-            bucket = buckets[self._tall[sample[1]]]
-            bucket.append(sample)
+        for position, index in enumerate(self._indices(self.seed)):
+            bucket = buckets[self._tall[index]]
+            bucket.append((position, index))
             if len(bucket) == self._batch_size:
                 if iteration >= self.start_iteration:
-                    yield bucket[:]
+                    yield [(iteration, *sample) for sample in bucket]
                 bucket.clear()
                 iteration += 1
 
 
 class _SeededSamples(Dataset):
-    """Maps a sample with random numbers that depend on the seed, the rank and its position."""
+    """Map a sample with random numbers that depend on the seed, the rank and its position."""
 
-    def __init__(self, dataset: Dataset, mapper: Callable, seed: int) -> None:
+    def __init__(self, dataset: Sequence[dict], mapper: Callable, seed: int) -> None:
         self._dataset, self._mapper = dataset, mapper
-        self._key = [seed, comm.get_rank()]
+        self._seed, self._rank = seed, comm.get_rank()
 
     def __getitem__(self, sample: Sample) -> dict:
-        position, index = sample
-        with random_numbers_from([*self._key, position]):
-            for step in range(len(self._dataset)):
-                mapped = self._mapper(self._dataset[(index + step) % len(self._dataset)])
+        iteration, position, index = sample
+        with random_numbers_from([self._seed, self._rank, position]):
+            for further in range(len(self._dataset)):
+                image = self._dataset[(index + further) % len(self._dataset)]
+                mapped = self._mapper({**image, "step": (self._seed, iteration)})
                 if mapped is not None:
                     return mapped
         raise ValueError("the dataset mapper returned None for every image of the training set")
 
 
 def _obey_only_the_parent(_) -> None:
-    """Ctrl-C and schedulers reach this process too, while the trainer ends its iteration."""
+    """Ignore the signals of a user or scheduler: the trainer ends its iteration, and then this."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 
@@ -131,7 +136,7 @@ def random_numbers_from(key: Sequence[int]) -> Iterator[None]:
 
 
 def build_resumable_train_loader(cfg: CfgNode, mapper: Callable):
-    """The loader that `cfg` asks for, which a resumed run can continue.
+    """Build the loader that `cfg` asks for, which a resumed run can continue.
 
     Args:
         cfg: `DATASETS`, `DATALOADER`, `INPUT` and `SOLVER.IMS_PER_BATCH` (over all ranks).
@@ -149,8 +154,8 @@ def build_resumable_train_loader(cfg: CfgNode, mapper: Callable):
         filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
         min_keypoints=keypoints,
     )
-    if name not in ("TrainingSampler", "RepeatFactorTrainingSampler"):
-        return build_detection_train_loader(cfg, mapper=mapper, dataset=dicts)
+    if name not in RESUMABLE_SAMPLERS:
+        return forking(build_detection_train_loader(cfg, mapper=mapper, dataset=dicts))
     batch_size = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
     if cfg.DATALOADER.CLASSES_PER_WORKER_BATCH:
 

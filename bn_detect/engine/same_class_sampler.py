@@ -1,4 +1,4 @@
-"""Mini-batches of few classes: each worker's images of a step are of the same ones."""
+"""Draw mini-batches of few classes: a worker's images in a step are of the same ones."""
 
 from collections.abc import Iterator, Sequence
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 class SameClassSampler:
-    """An endless stream of a process's image indices; each worker's batch holds `classes` classes.
+    """An endless stream of a process's image indices; a worker's batch holds `classes` classes.
 
     The classes of a worker are drawn anew at each step, and its images are spread evenly over
     them. The images of a class come in random order, all of them before one comes again. Batches

@@ -1,4 +1,4 @@
-"""What all ranks must agree on at every step: whether it is sound, and whether it is the last."""
+"""Let all ranks agree at every step whether it is sound, and whether it is the last."""
 
 import contextlib
 from collections.abc import Callable, Mapping
@@ -15,18 +15,18 @@ from ..population.averaging import average_running_statistics, statistics_are_fi
 from ..population.bn_layers import unwrapped
 from ..runtime.signals import Interrupted, Request, requests
 
-_NO_LAYER = 1  # codes of a rank, beside 0: all is well; from 2 on: the layer of this place
+_NO_LAYER = 1  # a rank's code, where 0 says that all is well, and 2 or more names a layer
 
 
 class StepGuard(HookBase):
-    """End training, on all ranks at the same step, where a loss is not finite or a signal came.
+    """End training, on all ranks at the same step, when a loss is not finite or a signal came.
 
-    A loss that is not finite raises before the weights are changed by it, and names the first
-    BatchNorm layer whose statistics are not finite. SIGTERM or SIGINT, on any rank, ends the run
-    after the iteration at hand, with a checkpoint. It takes one number of each rank per step.
+    A loss that is not finite raises before it changes the weights, and names the first BatchNorm
+    layer whose statistics are not finite. SIGTERM, SIGINT or SIGHUP, on any rank, ends the run
+    after the current iteration, with a checkpoint. The ranks exchange one number each per step.
 
     Args:
-        model: that is trained, wrapped or not.
+        model: the model that is trained, wrapped or not.
         checkpointer: saves on rank 0.
     """
 
@@ -70,7 +70,8 @@ class StepGuard(HookBase):
 
     def _first_layer(self) -> int:
         for place, name in enumerate(self._names):
-            if not statistics_are_finite(self._model.get_submodule(name)):
+            layer = self._model.get_submodule(name)
+            if isinstance(layer, _BatchNorm) and not statistics_are_finite(layer):
                 return _NO_LAYER + 1 + place
         return _NO_LAYER
 
@@ -107,7 +108,7 @@ def _end_at_once(request: Request) -> None:
 
 
 def guarded(kind: type[SimpleTrainer]) -> type[SimpleTrainer]:
-    """A kind of trainer whose `guard` checks the losses between backward and the optimizer."""
+    """Return a trainer class whose `guard` checks the losses between backward and the optimizer."""
 
     class Guarded(kind):
         guard: StepGuard

@@ -10,6 +10,7 @@ from detectron2.data.build import trivial_batch_collator
 from detectron2.utils import comm
 from torch.utils.data import DataLoader
 
+from .loader_processes import context
 from .trainer import BNTrainer
 
 
@@ -63,6 +64,7 @@ class TargetImages(Sized):
                 self._dataset,
                 batch_sampler=self._batches,
                 num_workers=self._num_workers,
+                multiprocessing_context=context(self._num_workers),
                 collate_fn=trivial_batch_collator,
             )
         )

@@ -39,6 +39,7 @@ from ..runtime.files import as_folder_name
 from .amp import CPUAMPTrainer
 from .classification_evaluator import ClassificationEvaluator
 from .hooks import AverageRunningStatistics, FreezeBN, PreciseBN, SeedIteration
+from .loader_processes import forking
 from .log_statistics import LogStatistics
 from .optimizer import build_optimizer
 from .resumable_loader import ResumableTrainLoader, build_resumable_train_loader
@@ -132,6 +133,7 @@ class BNTrainer(DefaultTrainer):
                 period=settings.PERIOD or self.cfg.TEST.EVAL_PERIOD,
                 modules=settings.MODULES or None,
                 roi_source=settings.ROI_SOURCE,
+                images_per_group=settings.IMAGES_PER_GROUP,
             )
 
     def _build_freeze_bn(self, precise_bn: PreciseBN | None) -> FreezeBN | None:
@@ -182,6 +184,7 @@ class BNTrainer(DefaultTrainer):
             lambda: self.build_population_loader(self.cfg, self.seed),
             self.cfg.TEST.PRECISE_BN.NUM_ITER,
             period=period,
+            images_per_group=self.cfg.TEST.PRECISE_BN.IMAGES_PER_GROUP,
             output_dir=self.cfg.OUTPUT_DIR,
         )
 
@@ -213,18 +216,25 @@ class BNTrainer(DefaultTrainer):
         if cfg.MODEL.LOAD_PROPOSALS:
             place = list(cfg.DATASETS.TEST).index(dataset_name)
             files = [cfg.DATASETS.PROPOSAL_FILES_TEST[place]]
-        return build_detection_test_loader(
+        loader = build_detection_test_loader(
             dataset_dicts([dataset_name], files, filter_empty=False),
             mapper=cls.build_mapper(cfg, is_train=False),
             num_workers=cfg.DATALOADER.NUM_WORKERS,
             batch_size=group,
         )
+        return forking(loader)
 
     @classmethod
     def build_population_loader(cls, cfg: CfgNode, seed: int):
-        """Training images for a PreciseBN pass; the same ones for each pass of a run."""
+        """Training images for a PreciseBN pass; the same ones for each pass of a run.
+
+        Its batches are as large as in training, or hold TEST.PRECISE_BN.IMAGES_PER_GROUP images of
+        each rank, if those are more.
+        """
         cfg = cfg.clone()
         cfg.defrost()
+        group = cfg.TEST.PRECISE_BN.IMAGES_PER_GROUP * comm.get_world_size()
+        cfg.SOLVER.IMS_PER_BATCH = max(cfg.SOLVER.IMS_PER_BATCH, group)
         cfg.SEED = seed
         cfg.DATALOADER.NUM_WORKERS = 0  # its processes would stay, for each pass
         return cls.build_train_loader(cfg)

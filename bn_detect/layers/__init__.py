@@ -1,12 +1,17 @@
 """BatchNorm with an explicit normalization batch; knows nothing of Detectron2."""
 
-from .convert import convert_roi_batchnorm, set_iteration, use_layout
+from .convert import (
+    convert_batchnorm,
+    convert_roi_batchnorm,
+    revert_roi_batchnorm,
+    set_iteration,
+    use_layout,
+)
 from .grouped_batch_norm import grouped_batch_norm
-from .image_layout import ImageLayout, convert_batchnorm
+from .layouts import ImageLayout, RoILayout
 from .level_batch_norm import LevelBatchNorm2d, fill_levels
 from .normalization_batch import NormalizationBatch
 from .roi_batch_norm import RoIBatchNorm2d
-from .roi_layout import RoILayout
 from .statistics import STATISTICS, use_statistics
 
 __all__ = [
@@ -20,6 +25,7 @@ __all__ = [
     "convert_roi_batchnorm",
     "fill_levels",
     "grouped_batch_norm",
+    "revert_roi_batchnorm",
     "set_iteration",
     "use_layout",
     "use_statistics",

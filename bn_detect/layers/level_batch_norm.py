@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from ..distributed.collectives import default_group
 from .level_moments import level_batch_norm, union
 from .plain_ops import GroupStatistics
+from .roi_batch_norm import check_values
 
 LEVEL_CHOICES = ("shared", "level")
+MOVING_AVERAGES = ("in_turn", "union")
 
 
 class LevelBatchNorm2d(nn.BatchNorm2d):
@@ -22,8 +24,10 @@ class LevelBatchNorm2d(nn.BatchNorm2d):
     `bias` where `affine` is "shared", `running_mean` and `running_var` where `population` is; else
     they are (num_levels, C), a row for each level (see `fill_levels`).
 
-    The moving average takes one step with each call. With population "shared" it is that of the
-    union of what was given, every position counting once, whatever `batch` is. Statistics that are
+    The moving average takes one step with each call, with one exception: with batch "level" and
+    population "shared", `moving_average` "in_turn" takes a step for each level, in their order.
+    That is what one BatchNorm does that is called on level after level, as in the authors' code:
+    the levels count alike, and a call forgets as much as num_levels steps do. Statistics that are
     not finite do not enter.
 
     Attributes:
@@ -37,6 +41,9 @@ class LevelBatchNorm2d(nn.BatchNorm2d):
         population: of which statistics are kept for inference: "shared", one for all levels, or
             "level", one for each.
         affine: "shared", one weight and bias for all levels, or "level", one for each.
+        moving_average: how a shared population follows batches of each level; other choices do
+            not depend on it. "in_turn": as above; "union": the statistics of all levels together,
+            in which every position counts once, as with batch "shared".
         synchronized: the statistics of training are those of all ranks (SyncBN); each must call the
             layer, forward and backward.
         eps, momentum, device, dtype: as in the parent.
@@ -53,6 +60,7 @@ class LevelBatchNorm2d(nn.BatchNorm2d):
         batch: str = "shared",
         population: str = "shared",
         affine: str = "shared",
+        moving_average: str = "in_turn",
         synchronized: bool = False,
         eps: float = 1e-5,
         momentum: float | None = 0.1,
@@ -62,11 +70,16 @@ class LevelBatchNorm2d(nn.BatchNorm2d):
         for name, value in (("batch", batch), ("population", population), ("affine", affine)):
             if value not in LEVEL_CHOICES:
                 raise ValueError(f"{name} is {value!r}; it must be 'shared' or 'level'")
+        if moving_average not in MOVING_AVERAGES:
+            raise ValueError(
+                f"moving_average is {moving_average!r}; it must be one of "
+                f"{', '.join(map(repr, MOVING_AVERAGES))}"
+            )
         if num_levels < 1:
             raise ValueError(f"num_levels is {num_levels}; it must be at least 1")
         super().__init__(num_features, eps, momentum, device=device, dtype=dtype)
         self.num_levels, self.batch, self.population = num_levels, batch, population
-        self.synchronized = synchronized
+        self.moving_average, self.synchronized = moving_average, synchronized
         self.last_finite: Tensor | None = None
         shape = (num_levels, num_features)
         if affine == "level":
@@ -126,6 +139,7 @@ class LevelBatchNorm2d(nn.BatchNorm2d):
                     f"LevelBatchNorm2d expects (N, {self.num_features}, ...); "
                     f"got {tuple(part.shape)}"
                 )
+            check_values(part, self.eps, "LevelBatchNorm2d")
         return inputs
 
     def statistics_of(self, level: int) -> tuple[Tensor, Tensor]:
@@ -150,30 +164,34 @@ class LevelBatchNorm2d(nn.BatchNorm2d):
 
     @torch.no_grad()
     def _update_running_statistics(self, levels: list[int], stats: GroupStatistics) -> None:
-        self.num_batches_tracked.add_(1)
-        momentum = self.momentum
-        if momentum is None:  # cumulative average, as in torch
-            momentum = 1.0 / float(self.num_batches_tracked)
-        if self.population == "shared":
+        in_turn = self.batch == "level" and self.moving_average == "in_turn"
+        if self.population == "shared" and not in_turn:
             stats, levels = union(stats), levels[:1]
-        every = []
+        wide = torch.promote_types(self.running_var.dtype, torch.float32)
+        all_finite = []
         for level, mean, var, count in zip(levels, *stats[:2], stats.count.double(), strict=True):
+            if level == levels[0] or self.population == "shared":
+                self.num_batches_tracked.add_(1)
+            momentum = self.momentum
+            if momentum is None:  # cumulative average, as in torch
+                momentum = 1.0 / float(self.num_batches_tracked)
             unbiased = var * (count / (count - 1).clamp(min=1))
-            mean, unbiased = mean.to(self.running_mean), unbiased.to(self.running_var)
+            mean, unbiased = mean.to(wide), unbiased.to(wide)
             finite = (mean.isfinite() & unbiased.isfinite()).all()
-            every.append(finite)
+            all_finite.append(finite)
             # A single value has no unbiased variance.
-            step = torch.where(finite & (count > 1), momentum, 0.0)
+            step = momentum * (finite & (count > 1)).to(mean)
             for buffer, new in zip(self.statistics_of(level), (mean, unbiased), strict=True):
-                buffer.lerp_(torch.where(finite, new, 0.0), step.to(buffer))
-        self.last_finite = torch.stack(every).all()
+                new = torch.lerp(buffer.to(wide), torch.where(finite, new, 0.0), step.to(wide))
+                buffer.copy_(new)
+        self.last_finite = torch.stack(all_finite).all()
 
     def extra_repr(self) -> str:
         affine = LEVEL_CHOICES[self.weight.dim() - 1]
         return (
             f"{self.num_features}, num_levels={self.num_levels}, batch={self.batch}, "
-            f"population={self.population}, affine={affine}, eps={self.eps}, "
-            f"momentum={self.momentum}, synchronized={self.synchronized}"
+            f"population={self.population}, affine={affine}, moving_average={self.moving_average}, "
+            f"eps={self.eps}, momentum={self.momentum}, synchronized={self.synchronized}"
         )
 
 

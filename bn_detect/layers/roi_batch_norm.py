@@ -6,11 +6,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .grouped_batch_norm import partitioned_batch_norm
+from .layouts import RoILayout
 from .partition import Partition
 from .plain_ops import GroupStatistics
-from .roi_layout import RoILayout
 from .running_statistics import RunningStatistics, update_running_statistics
 
 logger = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ class RoIBatchNorm2d(nn.BatchNorm2d):
     ) -> None:
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
         self.layout = layout or RoILayout()
+        self.plain: type[_BatchNorm] = nn.BatchNorm2d  # what `revert_roi_batchnorm` makes of it
         self._told_lonely = False
         self.last_finite: Tensor | None = None
         # Derived state: 1 whenever ranks were averaged, which they are before every checkpoint.
@@ -63,11 +65,26 @@ class RoIBatchNorm2d(nn.BatchNorm2d):
         self.register_buffer("ema_weight", ema_weight, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.jit.is_scripting() or self._uses_population():
-            return F.batch_norm(
-                x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+        if torch.jit.is_scripting():
+            if self.training:
+                raise RuntimeError(
+                    "a scripted RoIBatchNorm2d has population statistics only; call eval(), or "
+                    "train the model that was scripted"
+                )
+        elif not self._uses_population():
+            return self._forward_groups(x)
+        return F.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+        )
+
+    def __prepare_scriptable__(self) -> "RoIBatchNorm2d":
+        """Refuse to be scripted where eval mode needs groups of RoIs, which TorchScript has not."""
+        if self.running_mean is None or self.layout.settings.test_stats == "minibatch":
+            raise RuntimeError(
+                f"{self.layout.name}: a RoIBatchNorm2d with mini-batch statistics at inference "
+                "cannot be scripted; use test_stats 'population' (MODEL.ROI_BN.TEST_STATS)"
             )
-        return self._forward_groups(x)
+        return self
 
     @torch.jit.unused
     def _uses_population(self) -> bool:
@@ -78,6 +95,13 @@ class RoIBatchNorm2d(nn.BatchNorm2d):
     @torch.jit.unused
     def _forward_groups(self, x: Tensor) -> Tensor:
         self._check_input_dim(x)
+        check_values(x, self.eps, "RoIBatchNorm2d")
+        if torch.jit.is_tracing():
+            raise RuntimeError(
+                f"{self.layout.name}: a RoIBatchNorm2d with mini-batch statistics cannot be "
+                "traced, for the groups of the example's RoIs would be frozen; call eval() "
+                "first, with test_stats 'population' (MODEL.ROI_BN.TEST_STATS)"
+            )
         partition = self._partition(x)
         population = None
         if partition.may_hold_single_values(x.shape[2:].numel()) and self.running_mean is not None:
@@ -119,7 +143,14 @@ class RoIBatchNorm2d(nn.BatchNorm2d):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
+        if self.ema_weight.is_meta and self.running_mean is not None:  # assigned
+            self.ema_weight = torch.ones_like(self.ema_weight, device=self.running_mean.device)
         self.ema_weight.fill_(1)
+
+    def __del__(self) -> None:
+        layout = self.__dict__.get("layout")
+        if isinstance(layout, RoILayout):
+            layout.layer_is_gone(self)
 
     def _check_input_dim(self, x: Tensor) -> None:
         if x.dim() < 2 or x.shape[1] != self.num_features:
@@ -129,3 +160,16 @@ class RoIBatchNorm2d(nn.BatchNorm2d):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, batch={self.layout.settings.batch}"
+
+
+def check_values(x: Tensor, eps: float, layer: str) -> None:
+    """Raise where statistics of `x` mean nothing.
+
+    Raises:
+        NotImplementedError: values that are integers, booleans or complex.
+        ValueError: eps is not positive, so that a constant channel would be divided by 0.
+    """
+    if not x.is_floating_point():
+        raise NotImplementedError(f"{layer} takes floating-point values; got {x.dtype}")
+    if eps <= 0:
+        raise ValueError(f"{layer}: eps is {eps}; it must be positive")

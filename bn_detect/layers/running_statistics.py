@@ -81,8 +81,9 @@ def _update(running: RunningStatistics, stats: GroupStatistics, momentum: float 
     running.batches.add_(1)
     rate = running.batches.double().reciprocal() if momentum is None else momentum
     count = stats.count.double()
-    mean = stats.mean.to(running.mean)
-    unbiased = (stats.var * (count / (count - 1).clamp(min=1))[:, None]).to(running.var)
+    wide = torch.promote_types(running.var.dtype, torch.float32)  # rounded when it is stored
+    mean = stats.mean.to(wide)
+    unbiased = (stats.var * (count / (count - 1).clamp(min=1))[:, None]).to(wide)
     finite = (mean.isfinite() & unbiased.isfinite()).all(1)
     usable = ((count > 1) & finite).double()
     share = usable.mean()
@@ -92,6 +93,6 @@ def _update(running: RunningStatistics, stats: GroupStatistics, momentum: float 
     weight = torch.where(total > 0, rate * share / total, 0.0)
     for buffer, new in ((running.mean, mean), (running.var, unbiased)):
         new = (torch.where(finite[:, None], new, 0.0) * each).sum(0)
-        buffer.lerp_(new.to(buffer), weight.to(buffer))
+        buffer.copy_(torch.lerp(buffer.to(wide), new.to(wide), weight.to(wide)))
     running.weight.copy_(total)
     return finite.all()

@@ -12,7 +12,8 @@ from typing import Any
 
 from torch import nn
 
-from .watching import WatchesRoIs, layouts_of
+from .convert import layouts_of
+from .watching import WatchesRoIs
 
 STATISTICS = ("minibatch", "population", "precise")
 

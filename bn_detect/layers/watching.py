@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from ..distributed import unshuffle_rois
 from .convert import use_layout
+from .layouts import RoILayout
 from .normalization_batch import NormalizationBatch
-from .roi_layout import RoILayout
 
 _Watches = TypeVar("_Watches", bound="WatchesRoIs")
 
@@ -43,12 +43,6 @@ class WatchesRoIs(nn.Module):
             for layout, module in self.__dict__.get("_watched", [])
             if on or layout.settings.test_stats == "minibatch"
         ]
-
-
-def layouts_of(model: nn.Module) -> list[RoILayout]:
-    """Every RoI layout of a model, once: those of its layers and those of its heads."""
-    attributes = (value for module in model.modules() for value in vars(module).values())
-    return list(dict.fromkeys(value for value in attributes if isinstance(value, RoILayout)))
 
 
 def watched_layouts(model: nn.Module) -> set[RoILayout]:
@@ -88,6 +82,7 @@ def apply_to_rois(
     layout: RoILayout, layers: Callable[[Tensor], Tensor], x: Tensor, *, training: bool
 ) -> Tensor:
     """Compute `layers(x)`; in training after RoI shuffling where the layout moves features."""
+    layout.require_layers()
     if training and layout.settings.moves_features:
         return apply_to_moved_rois(layout, layers, x)
     return layers(x)

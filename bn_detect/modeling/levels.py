@@ -8,24 +8,19 @@ from ..layers import LevelBatchNorm2d
 
 
 def level_norm(
-    norm: str, num_levels: int, *, batch: str, population: str, affine: str
+    norm: str, num_levels: int, **choices: str
 ) -> Callable[[int], LevelBatchNorm2d] | None:
     """From channels to a layer over all levels, for "BN" and "SyncBN"; None for other norms.
 
     Args:
         norm: "BN": a worker's statistics normalize in training, "SyncBN": those of all workers.
         num_levels: of the features.
-        batch, population, affine: see `LevelBatchNorm2d`.
+        choices: batch, population, affine, moving_average of `LevelBatchNorm2d`.
     """
     if norm not in ("BN", "SyncBN"):
         return None
     return lambda channels: LevelBatchNorm2d(
-        channels,
-        num_levels,
-        batch=batch,
-        population=population,
-        affine=affine,
-        synchronized=norm == "SyncBN",
+        channels, num_levels, synchronized=norm == "SyncBN", **choices
     )
 
 

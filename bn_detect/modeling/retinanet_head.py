@@ -17,8 +17,7 @@ class BNRetinaNetHead(RetinaNetHead):
         input_shape: of each level.
         norm: "BN" (the statistics of a worker in training) or "SyncBN" (of all workers) makes them;
             other norms are the parent's.
-        batch, population, affine: "shared" by the levels, or of each "level"; see
-            `LevelBatchNorm2d`.
+        batch, population, affine, moving_average: see `LevelBatchNorm2d`.
         Others as in the parent.
     """
 
@@ -31,10 +30,16 @@ class BNRetinaNetHead(RetinaNetHead):
         batch: str = "shared",
         population: str = "shared",
         affine: str = "shared",
+        moving_average: str = "in_turn",
         **kwargs,
     ) -> None:
         make_norm = level_norm(
-            norm, len(input_shape), batch=batch, population=population, affine=affine
+            norm,
+            len(input_shape),
+            batch=batch,
+            population=population,
+            affine=affine,
+            moving_average=moving_average,
         )
         super().__init__(input_shape=input_shape, norm=make_norm or norm, **kwargs)
         self._over_levels = make_norm is not None

@@ -18,8 +18,7 @@ class BNRPNHead(StandardRPNHead):
         num_levels: feature levels that share it.
         norm: "BN" (the statistics of a worker in training) and "SyncBN" (of all workers) are
             `LevelBatchNorm2d` over the levels; others see one level at a time, "" is none.
-        batch, population, affine: "shared" by the levels, or of each "level"; see
-            `LevelBatchNorm2d`.
+        batch, population, affine, moving_average: see `LevelBatchNorm2d`.
         Others as in the parent.
     """
 
@@ -32,10 +31,18 @@ class BNRPNHead(StandardRPNHead):
         batch: str = "shared",
         population: str = "shared",
         affine: str = "shared",
+        moving_average: str = "in_turn",
         **kwargs,
     ) -> None:
         super().__init__(**kwargs)
-        make_norm = level_norm(norm, num_levels, batch=batch, population=population, affine=affine)
+        make_norm = level_norm(
+            norm,
+            num_levels,
+            batch=batch,
+            population=population,
+            affine=affine,
+            moving_average=moving_average,
+        )
         for conv in self._convs():
             conv.norm = get_norm(make_norm or norm, conv.out_channels)
         self._over_levels = make_norm is not None

@@ -38,6 +38,7 @@ def update_population_stats(
     *,
     modules: Sequence[str] | None = None,
     roi_source: str = "train",
+    images_per_group: int | None = 0,
     forward: Callable[[Any], Any] | None = None,
     progress: bool = True,
 ) -> PopulationReport:
@@ -54,8 +55,9 @@ def update_population_stats(
 
     Args:
         model: any module with BatchNorm1d/2d/3d, SyncBatchNorm, RoIBatchNorm2d, LevelBatchNorm2d
-            (each of its populations by itself) or NaiveSyncBatchNorm, wrapped in
-            DistributedDataParallel or not.
+            or NaiveSyncBatchNorm, wrapped in DistributedDataParallel or not. A LevelBatchNorm2d
+            with a population of each level normalizes each level by itself, as it will do with its
+            new statistics, whatever it does in training.
         loader: batches that `forward` takes; those of Detectron2 are lists of dicts. With
             `roi_source` "train" they need ground truth.
         modules: dotted prefixes of the layers to update, such as ["roi_heads.box_head"]; None: all.
@@ -63,6 +65,10 @@ def update_population_stats(
         roi_source: the RoIs that reach the heads. "train": sampled as in training (25% foreground
             at most, ground truth added), with dropout at work; "test": the proposals and detections
             of inference.
+        images_per_group: the normalization batch of RoI layouts during the pass. 0: all images of
+            a batch, over all ranks (the paper recommends a large batch, whatever that of training
+            is); N: each N consecutive images of a rank; None: as the layouts are set. Layers
+            without a layout normalize with the batch of their rank.
         forward: runs the model on a batch; None: `model(batch)`. A torchvision detector in training
             mode needs `lambda batch: model(*batch)`.
         progress: show a progress bar on rank 0.
@@ -73,9 +79,10 @@ def update_population_stats(
 
     Raises:
         ValueError: `modules` match no BN layer, the model has none, `roi_source` is not known,
-            `num_iters` is below 1, or the loader ends early on any rank (then on every rank).
+            `num_iters` is below 1, `images_per_group` below 0, or the loader ends early on any rank
+            (then on every rank).
     """
-    check_pass(num_iters, roi_source)
+    check_pass(num_iters, roi_source, images_per_group)
     model = unwrapped(model)
     layers = select_bn_layers(model, modules)
     moments = {
@@ -87,8 +94,8 @@ def update_population_stats(
     }
     all_moments = [m for of_layer in moments.values() for m in of_layer]
     # Layers need their groups in evaluation mode too, in which heads do not move RoIs.
-    in_place = use_statistics(model, exchange="statistics")
-    with undisturbed(model), in_place, _observing(model, layers, moments, roi_source):
+    groups = use_statistics(model, exchange="statistics", **_groups(images_per_group))
+    with undisturbed(model), groups, _observing(model, layers, moments, roi_source):
         _forward_batches(forward or model, loader, num_iters, all_moments, progress)
 
     pool_over_ranks(all_moments, default_group())
@@ -105,7 +112,7 @@ def update_population_stats(
     return report
 
 
-def check_pass(num_iters: int, roi_source: str) -> None:
+def check_pass(num_iters: int, roi_source: str, images_per_group: int | None) -> None:
     """Raise ValueError for a value that `update_population_stats` does not take."""
     if roi_source not in ROI_SOURCES:
         raise ValueError(
@@ -113,6 +120,20 @@ def check_pass(num_iters: int, roi_source: str) -> None:
         )
     if num_iters < 1:
         raise ValueError(f"num_iters is {num_iters}; it must be at least 1")
+    if images_per_group is not None and images_per_group < 0:
+        raise ValueError(
+            f"images_per_group is {images_per_group}; it must be a number of images, 0 for all of "
+            "a batch, or None for the groups of training"
+        )
+
+
+def _groups(images_per_group: int | None) -> dict[str, Any]:
+    """Return the fields of `NormalizationBatch` that a pass changes."""
+    if images_per_group is None:
+        return {}
+    if images_per_group == 0:
+        return {"batch": "global", "virtual_workers": 1}
+    return {"batch": "images", "images_per_group": images_per_group, "virtual_workers": 1}
 
 
 def detectron2_events() -> contextlib.AbstractContextManager[Any]:
@@ -138,6 +159,8 @@ def _observing(
     """
     handles: list[RemovableHandle] = []
     momenta = {layer: layer.momentum for layer in layers.values()}
+    by_level = [m for m in layers.values() if isinstance(m, LevelBatchNorm2d)]
+    batches = {layer: layer.batch for layer in by_level if layer.population == "level"}
     try:
         if roi_source == "test":
             model.eval()
@@ -146,6 +169,8 @@ def _observing(
         for module in model.modules():
             if isinstance(module, WatchesRoIs):
                 module.watch(True)  # the layers need their layouts in inference mode too
+        for level_layer in batches:
+            level_layer.batch = "level"
         for name, layer in layers.items():
             layer.training = True
             handles += observe(layer, moments[name])
@@ -155,6 +180,8 @@ def _observing(
             handle.remove()
         for layer, momentum in momenta.items():
             layer.momentum = momentum
+        for level_layer, batch in batches.items():
+            level_layer.batch = batch
 
 
 @torch.no_grad()

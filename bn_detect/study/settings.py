@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from detectron2.config import CfgNode
 
 from ..configuration.check import check_run
-from ..configuration.model import check_classes, check_model
+from ..configuration.model import check_classes, check_model, kinds_of
 from ..configuration.reading import read_config
 from ..configuration.trial import build_trial
 from ..data import DatasetSummary
-from ..engine.evaluation import kinds_of
 from ..engine.trainer import BNTrainer
 from ..runtime.checkpointer import AtomicCheckpointer
 from .measures.registry import MEASURES

@@ -115,7 +115,7 @@ def test_too_few_workers(command, number, capsys, tmp_path):
         out = tmp_path / ("out" if command is domain_shift.main else "out.pth")
         arguments += ["--weights", str(tmp_path / "in.pth"), "--output", str(out)]
     assert command(arguments) == 2
-    assert f"--num-gpus is {number}; it must be at least 1" in capsys.readouterr().err
+    assert f"--num-gpus is {number};" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ def test_refusals(weights, tmp_path, refused):
         "--weights", weights, "--output", weights.parent / "." / weights.name, "--overwrite"
     )
     assert "no folder" in refused("--weights", weights, "--output", tmp_path / "no" / "new.pth")
-    assert "is not a PyTorch checkpoint" in refused("--weights", exists, "--output", new)
+    assert f"{exists} is damaged or no checkpoint" in refused("--weights", exists, "--output", new)
     torch.save({"model": {}}, other)
     assert "holds no state of a model" in refused("--weights", other, "--output", new)
 

@@ -63,6 +63,16 @@ ERRORS = [
     ),
     (
         "box",
+        ["INPUT.RENDERING.NOISE", 0.1],
+        "INPUT.RENDERING.NOISE 0.1: set, but MODEL.META_ARCHITECTURE is 'GeneralizedRCNN'",
+    ),
+    (
+        "box",
+        ["MODEL.LEVEL_BN.MOVING_AVERAGE", "shared"],
+        "MODEL.LEVEL_BN.MOVING_AVERAGE is 'shared'; it must be 'in_turn' or 'union'",
+    ),
+    (
+        "box",
         ["TEST.AUG.ENABLED", True],
         "TEST.AUG.ENABLED is True, but test-time augmentation is not done here",
     ),
@@ -84,6 +94,14 @@ DIGITS = "digits/Base-digits.yaml"
 PER_BATCH = "DATALOADER.CLASSES_PER_WORKER_BATCH"
 CLASSIFIERS = [
     ([PER_BATCH, -1], "CLASSES_PER_WORKER_BATCH is -1; it must be a number of classes"),
+    (
+        ["INPUT.RENDERING.PHOTOMETRIC_PER", "epoch"],
+        "PHOTOMETRIC_PER is 'epoch'; it must be one of image, batch",
+    ),
+    (
+        ["INPUT.RENDERING.PHOTOMETRIC_PER", "batch", "DATALOADER.SAMPLER_TRAIN", "Other"],
+        "PHOTOMETRIC_PER is 'batch' with DATALOADER.SAMPLER_TRAIN 'Other'; use one of Training",
+    ),
     (["MODEL.CLASSIFIER.NUM_CLASSES", 1], "NUM_CLASSES is 1; it must be at least 2"),
     (
         ["INPUT.CROP.ENABLED", True],

@@ -43,6 +43,14 @@ def test_checkpoint_and_evaluation_see_the_same_statistics(datasets, tmp_path, s
             assert_same_bits(statistics(model.state_dict()), trainer.evaluated[done])
 
 
+def test_groups_beyond_a_step_make_the_batches_of_a_pass_larger(datasets, tmp_path):
+    cfg = config(datasets, tmp_path, TEST__PRECISE_BN__IMAGES_PER_GROUP=5)
+    assert cfg.SOLVER.IMS_PER_BATCH < 5
+    assert len(next(iter(Trainer.build_population_loader(cfg, 1)))) == 5
+    cfg.TEST.PRECISE_BN.IMAGES_PER_GROUP = 1
+    assert len(next(iter(Trainer.build_population_loader(cfg, 1)))) == cfg.SOLVER.IMS_PER_BATCH
+
+
 class Passes(hooks.HookBase):
     """Records after which iterations a statistic jumped."""
 

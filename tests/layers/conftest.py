@@ -3,7 +3,8 @@
 import pytest
 
 from ..helpers.ranks import run_worlds
-from . import test_groups_on_ranks, test_heads_on_ranks, test_image_layout, test_shuffle_groups
+from . import test_groups_on_ranks, test_heads_on_ranks, test_shuffle_groups
+from .layouts import test_image_layout
 
 
 def _on_rank(rank: int, world_size: int) -> dict:

@@ -1,12 +1,22 @@
 """`convert_roi_batchnorm`: foreign heads get a normalization batch and keep their tensors."""
 
 import copy
+import logging
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations, parametrize, weight_norm
 
-from bn_detect.layers import RoIBatchNorm2d, RoILayout, convert_roi_batchnorm, use_layout
+from bn_detect.layers import (
+    LevelBatchNorm2d,
+    RoIBatchNorm2d,
+    RoILayout,
+    convert_batchnorm,
+    convert_roi_batchnorm,
+    revert_roi_batchnorm,
+    use_layout,
+)
 
 from .reference import features
 
@@ -119,3 +129,128 @@ def test_mini_batch_statistics_at_inference_can_be_asked_for():
 def test_a_module_without_batch_norm_is_refused():
     with pytest.raises(ValueError, match="no BatchNorm layer in Conv2d"):
         convert_roi_batchnorm(nn.Conv2d(3, 3, 1))
+
+
+# What cannot be converted.
+
+
+class Doubled(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+
+def _parametrized() -> nn.Module:
+    bn = nn.BatchNorm2d(3)
+    parametrize.register_parametrization(bn, "weight", Doubled())
+    return bn
+
+
+def _weight_normed() -> nn.Module:
+    return weight_norm(nn.BatchNorm2d(3), dim=None)
+
+
+@pytest.mark.parametrize("convert", [convert_roi_batchnorm, convert_batchnorm])
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (_parametrized, ["ParametrizedBatchNorm2d", "remove_parametrizations"]),
+        (_weight_normed, ["BatchNorm2d", "remove"]),
+        (lambda: nn.LazyBatchNorm2d(), ["LazyBatchNorm2d", "run one batch"]),
+        (lambda: LevelBatchNorm2d(3, 2), ["LevelBatchNorm2d", "by itself"]),
+    ],
+    ids=["parametrized", "weight norm", "lazy", "levels"],
+)
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of weight_norm
+def test_a_layer_that_cannot_be_converted_is_named_and_nothing_is_converted(convert, make, named):
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.Sequential(make()))
+    before = list(model.modules())
+    with pytest.raises(ValueError) as error:
+        convert(model)
+    for part in [*named, "'1.0'"]:
+        assert part in str(error.value)
+    assert all(a is b for a, b in zip(model.modules(), before, strict=True))
+
+
+def test_a_lazy_layer_converts_once_it_knows_its_channels():
+    model = nn.Sequential(nn.LazyBatchNorm2d())
+    model(torch.zeros(2, 3, 1, 1))
+    assert type(convert_roi_batchnorm(model)[0]) is RoIBatchNorm2d
+
+
+def test_parametrizations_elsewhere_do_not_matter():
+    conv = parametrizations.weight_norm(nn.Conv2d(3, 3, 1))
+    model = convert_roi_batchnorm(nn.Sequential(conv, nn.BatchNorm2d(3)))
+    assert type(model[1]) is RoIBatchNorm2d and model[0] is conv
+
+
+# Back.
+
+
+def test_reverting_gives_plain_layers_with_the_same_tensors():
+    model, stock = Nested(), Nested()
+    model.load_state_dict(stock.state_dict())
+    convert_roi_batchnorm(model, "shuffled")
+    model.conv[1][0].train(False)
+    tensors = [*model.parameters(), *model.buffers()]
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    assert revert_roi_batchnorm(model) is model
+    kinds = [type(m) for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    assert kinds == [nn.BatchNorm2d, nn.BatchNorm2d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm2d]
+    after = {id(t) for t in (*model.parameters(), *model.buffers())}
+    assert after <= {id(t) for t in tensors}
+    torch.testing.assert_close(model.state_dict(), state, rtol=0, atol=0)
+    for bn, other in ((model.sync, stock.sync), (model.untracked, stock.untracked)):
+        for key in ("eps", "momentum", "affine", "track_running_stats", "training"):
+            assert getattr(bn, key) == getattr(other, key)
+    assert not model.conv[1][0].training
+    x = features(4, 3)
+    torch.testing.assert_close(model.fc(x), stock.fc(x))
+
+
+def test_reverting_ends_watching_and_leaves_other_layers_alone():
+    pooler, head = nn.Identity(), nn.Sequential(nn.BatchNorm2d(3), nn.GroupNorm(1, 3))
+    other = head[1]
+    convert_roi_batchnorm(head, "images", pooler=pooler)
+    convert_roi_batchnorm(head, "images", pooler=pooler)  # once more: still one class back
+    assert pooler._forward_pre_hooks
+    revert_roi_batchnorm(head)
+    assert type(head[0]) is nn.BatchNorm2d and head[1] is other
+    assert type(revert_roi_batchnorm(convert_batchnorm(nn.BatchNorm1d(3)))) is nn.BatchNorm1d
+
+
+# What replaces our layers.
+
+
+class Conv(nn.Module):
+    """As Detectron2's convolution has its norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, x: torch.Tensor, boxes: list | None = None) -> torch.Tensor:
+        return self.norm(x)
+
+
+@pytest.mark.parametrize("batch", ["worker", "shuffled", "images"])
+def test_sync_batch_norm_does_not_replace_our_layers_without_a_word(batch, caplog):
+    pooler = nn.Sequential(Conv())[0]
+    model = nn.ModuleDict({"pooler": pooler, "head": nn.Sequential(Conv(), Conv())})
+    convert_roi_batchnorm(model["head"], batch, pooler=pooler, name="my head")
+    with caplog.at_level(logging.ERROR):
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    (record,) = caplog.records
+    for part in ("my head", "SyncBatchNorm", "before"):
+        assert part in record.getMessage()
+    with pytest.raises(RuntimeError, match="my head: SyncBatchNorm"):
+        pooler(torch.zeros(2, 3, 1, 1), [range(2)])
+
+
+def test_sync_batch_norm_elsewhere_and_before_is_fine(caplog):
+    model = nn.ModuleDict({"backbone": Conv(), "head": nn.Sequential(Conv())})
+    nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    convert_roi_batchnorm(model["head"])
+    nn.SyncBatchNorm.convert_sync_batchnorm(model["backbone"])
+    model["head"][0].norm = nn.SyncBatchNorm(3)  # by the user's own hand
+    del model
+    assert not caplog.records

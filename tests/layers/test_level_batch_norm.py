@@ -87,19 +87,36 @@ def test_training_is_batch_norm_of_what_is_one_batch(batch, population, affine):
     torch.testing.assert_close(gradients(xs, bn, bn), expected, **CLOSE)
 
 
+@pytest.mark.parametrize("average", ["in_turn", "union"])
 @pytest.mark.parametrize(("batch", "population", "affine"), EVERY)
-def test_moving_average(batch, population, affine):
-    bn = layer(batch, population, affine, momentum=0.25)
-    mean, var = torch.zeros(len(SIZES), C).double(), torch.ones(len(SIZES), C).double()
+def test_moving_average(batch, population, affine, average):
+    bn = layer(batch, population, affine, momentum=0.25, moving_average=average)
+    each, union = [[d] for d in range(len(SIZES))], [list(range(len(SIZES)))]
+    in_turn = (batch, population, average) == ("level", "shared", "in_turn")
+    steps = each if population == "level" or in_turn else union
+    rows = len(SIZES) if population == "level" else 1
+    mean, var = torch.zeros(rows, C).double(), torch.ones(rows, C).double()
     for seed in range(3):
         xs = levels(seed=seed)
         bn(xs)
-        values = [flat([x]) for x in xs] if population == "level" else [flat(xs)] * len(SIZES)
-        mean = 0.75 * mean + 0.25 * torch.stack([v.mean(0) for v in values])
-        var = 0.75 * var + 0.25 * torch.stack([v.var(0) for v in values])
-    assert bn.num_batches_tracked == 3
+        for i, step in enumerate(steps):
+            values, row = flat([xs[d] for d in step]), min(i, rows - 1)
+            mean[row] = 0.75 * mean[row] + 0.25 * values.mean(0)
+            var[row] = 0.75 * var[row] + 0.25 * values.var(0)
+    assert bn.num_batches_tracked == 3 * (len(SIZES) if in_turn else 1)
     for d in range(len(SIZES)):
-        torch.testing.assert_close(bn.statistics_of(d), (mean[d], var[d]), **CLOSE)
+        torch.testing.assert_close(bn.statistics_of(d), (mean[d % rows], var[d % rows]), **CLOSE)
+
+
+@pytest.mark.parametrize("momentum", [0.3, None])
+def test_in_turn_is_one_batch_norm_called_on_level_after_level(momentum):
+    ours = layer("level", "shared", "shared", momentum=momentum)
+    plain = nn.BatchNorm2d(C, momentum=momentum, dtype=torch.float64)
+    plain.load_state_dict(ours.state_dict())
+    for seed in range(3):
+        xs = levels(seed=seed)
+        torch.testing.assert_close(ours(xs), [plain(x) for x in xs], **CLOSE)
+    torch.testing.assert_close(ours.state_dict(), plain.state_dict(), **CLOSE)
 
 
 @pytest.mark.parametrize(("batch", "population", "affine"), EVERY)
@@ -122,20 +139,14 @@ def test_inference_uses_the_population(batch, population, affine):
 
 @pytest.mark.parametrize("population", CHOICES)
 def test_one_level_at_a_time(population):
-    """Per-level batches need not come together; `population` "shared" then takes a step each."""
+    """Per-level batches need not come together."""
     together, single = (layer("level", population, "level", momentum=0.5) for _ in range(2))
     xs = levels()
     ys = together(xs)
     for d, x in enumerate(xs):
         torch.testing.assert_close(single(x, level=d), ys[d], **CLOSE)
-    if population == "level":
-        for name in ("running_mean", "running_var"):
-            torch.testing.assert_close(getattr(single, name), getattr(together, name), **CLOSE)
-    else:
-        mean = torch.zeros(C).double()
-        for x in xs:
-            mean = (mean + flat([x]).mean(0)) / 2
-        torch.testing.assert_close(single.running_mean, mean, **CLOSE)
+    for name in ("running_mean", "running_var"):
+        torch.testing.assert_close(getattr(single, name), getattr(together, name), **CLOSE)
 
 
 @pytest.mark.parametrize("batch", CHOICES)
@@ -196,6 +207,7 @@ def test_empty_inputs():
         (lambda bn, xs: bn([x[:, :2] for x in xs]), r"expects \(N, 3, ...\); got \(2, 2, 8, 6\)"),
         (lambda *_: layer("stage", "shared", "shared"), "batch is 'stage'; it must be 'shared'"),
         (lambda *_: layer("shared", "shared", ""), "affine is ''; it must be"),
+        (lambda *_: layer(*["shared"] * 3, moving_average="mean"), "moving_average is 'mean'"),
         (lambda *_: LevelBatchNorm2d(C, 0), "num_levels is 0"),
     ],
 )

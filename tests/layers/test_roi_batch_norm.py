@@ -315,3 +315,80 @@ def test_activation_checkpointing_keeps_the_groups(use_reentrant, recorded):
         return results
 
     torch.testing.assert_close(run(True), run(False), **EXACT)
+
+
+# What torch refuses, too.
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
+def test_values_that_are_not_real_numbers_are_refused(dtype, training):
+    layer = RoIBatchNorm2d(2).train(training)
+    if not training:
+        layer = RoIBatchNorm2d(2, track_running_stats=False).eval()
+    with pytest.raises(RuntimeError, match=str(dtype).removeprefix("torch.")):
+        layer(torch.ones(4, 2, 3, 3, dtype=dtype))
+
+
+@pytest.mark.parametrize("eps", [0.0, -1e-5])
+def test_an_eps_that_is_not_positive_is_refused(eps):
+    layer = RoIBatchNorm2d(2, eps=eps)
+    with pytest.raises(ValueError, match=f"eps is {eps}"):
+        layer(torch.ones(4, 2, 3, 3))
+
+
+@pytest.mark.parametrize("groups", ["worker", "images"])
+def test_a_variance_beyond_half_precision_enters_as_in_torch(groups):
+    x = (torch.randn(64, 2, 4, 4) * 400).half()
+    layout = RoILayout(NormalizationBatch(groups))
+    layout.record([64])
+    ours, theirs = RoIBatchNorm2d(2, layout=layout).half(), nn.BatchNorm2d(2).half()
+    ours(x), theirs(x)
+    assert ours.running_var.min() > 10_000
+    torch.testing.assert_close(ours.running_var, theirs.running_var, rtol=2e-3, atol=0)
+    torch.testing.assert_close(ours.running_mean, theirs.running_mean, rtol=2e-2, atol=2e-2)
+
+
+def test_weights_can_be_assigned_to_a_layer_that_was_built_without_memory():
+    state = RoIBatchNorm2d(2).state_dict()
+    with torch.device("meta"):
+        layer = RoIBatchNorm2d(2)
+    layer.load_state_dict(state, assign=True)
+    assert not [name for name, t in layer.named_buffers() if t.is_meta]
+    expected = RoIBatchNorm2d(2)
+    x = torch.randn(4, 2, 3, 3)
+    torch.testing.assert_close(layer(x), expected(x))
+    torch.testing.assert_close(dict(layer.named_buffers()), dict(expected.named_buffers()))
+
+
+# TorchScript.
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_a_scripted_layer_refuses_to_train():
+    layer, x = RoIBatchNorm2d(2), torch.randn(4, 2, 3, 3)
+    scripted = torch.jit.script(layer)
+    with pytest.raises(torch.jit.Error, match="population statistics only"):
+        scripted(x)
+    torch.testing.assert_close(scripted.eval()(x), layer.eval()(x))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_mini_batch_statistics_at_inference_are_not_scripted():
+    settings = NormalizationBatch(test_stats="minibatch")
+    for layer in (
+        RoIBatchNorm2d(2, layout=RoILayout(settings, name="my head")),
+        RoIBatchNorm2d(2, track_running_stats=False, layout=RoILayout(name="my head")),
+    ):
+        with pytest.raises(RuntimeError, match="my head: .* cannot be scripted"):
+            torch.jit.script(nn.Sequential(layer).eval())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("mode", ["training", "mini-batch statistics", "no running statistics"])
+def test_groups_are_not_frozen_in_a_trace(mode):
+    layout = RoILayout(NormalizationBatch(test_stats="minibatch"), name="my head")
+    layer = RoIBatchNorm2d(2, track_running_stats=mode[:2] != "no", layout=layout)
+    layout.record([4])
+    with pytest.raises(RuntimeError, match="my head: .* cannot be traced"):
+        torch.jit.trace(layer.train(mode == "training"), torch.randn(4, 2, 3, 3))

@@ -11,8 +11,9 @@ from bn_detect.layers import (
     convert_batchnorm,
     use_layout,
 )
+from bn_detect.layers.convert import layouts_of
 from bn_detect.layers.statistics import STATISTICS, use_statistics
-from bn_detect.layers.watching import WatchesRoIs, apply_to_rois, layouts_of
+from bn_detect.layers.watching import WatchesRoIs, apply_to_rois
 
 CPU = torch.device("cpu")
 

@@ -106,3 +106,26 @@ def test_stock_detectron2_heads_convert():
 def test_a_batch_that_depends_on_images_needs_the_pooler(torchvision_model, setting):
     with pytest.raises(ValueError, match=r"depends on the image of each RoI; pass .* pooler"):
         convert_roi_batchnorm(copy.deepcopy(torchvision_model.roi_heads.box_head), **setting)
+
+
+@pytest.mark.parametrize("setting", [{"batch": "images"}, {"test_stats": "minibatch"}], ids=str)
+def test_a_whole_detector_is_refused_with_what_to_pass(torchvision_model, setting):
+    model = copy.deepcopy(torchvision_model)
+    before = list(model.modules())
+    with pytest.raises(ValueError) as error:
+        convert_roi_batchnorm(model, pooler=model.roi_heads.box_roi_pool, **setting)
+    for part in ("FasterRCNN", "roi_heads.box_head", "convert_batchnorm(model.backbone"):
+        assert part in str(error.value)
+    assert all(a is b for a, b in zip(model.modules(), before, strict=True))
+
+
+def test_a_layer_before_the_pooler_is_named_in_the_error(torchvision_model):
+    """Some part of a detector that holds more than the head."""
+    model = copy.deepcopy(torchvision_model)
+    parts = torch.nn.ModuleList([model.backbone, model.roi_heads.box_head])
+    convert_roi_batchnorm(parts, "images", pooler=model.roi_heads.box_roi_pool)
+    model.roi_heads.box_roi_pool(
+        {"0": torch.zeros(2, 256, 8, 8)}, [torch.zeros(3, 4)] * 2, [(64, 64)] * 2
+    )
+    with pytest.raises(ValueError, match="backbone"):
+        model.train()(*_batch())

@@ -293,6 +293,21 @@ def test_precise_bn_of_each_population(choices, source):
         torch.testing.assert_close(layer.statistics_of(level), expected, **CLOSE)
 
 
+@pytest.mark.parametrize("batch", ["shared", "level"])
+def test_precise_bn_normalizes_as_the_head_then_does(batch):
+    """A second layer gets what the first makes of each level with the statistics of that level."""
+    choices = {"batch": batch, "population": "level", "affine": "shared"}
+    first, second = (LevelBatchNorm2d(CHANNELS, len(SIZES), **choices).double() for _ in range(2))
+    model, xs = nn.Sequential(first, second), features(4)
+    update_population_stats(model, [xs], 1, progress=False)
+    assert first.batch == second.batch == batch
+    for y in model.eval()(xs):
+        mean, var = pooled([[y]], [0])
+        count = y[:, 0].numel()  # the variance in training is biased, that of the population is not
+        expected = torch.zeros_like(mean), torch.full_like(var, 1 - 1 / count)
+        torch.testing.assert_close((mean, var), expected, rtol=1e-3, atol=1e-3)
+
+
 def trained(images: range, total: int, wrap=lambda model: model) -> dict[str, Tensor]:
     """State after two steps on these images of `total`, then PreciseBN, by choices."""
     result = {}

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from bn_detect.study.measure import measure, run_config
+from bn_detect.study.slurm import run_on_cluster
 
 from bn_detect.commands.study import main
 from bn_detect.study import measure as measuring
-from bn_detect.study.measure import measure, run_config
 from bn_detect.study.plan import read_study
 from bn_detect.study.runs import plan_runs, prepare_folders
-from bn_detect.study.slurm import run_on_cluster
 from bn_detect.study.summary import summarize
 from tests.helpers.train_net import wait_for
 

@@ -1,9 +1,8 @@
 """Measurements in TensorBoard."""
 
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
 from bn_detect.study.scalars import write_scalars
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from . import made_up
 

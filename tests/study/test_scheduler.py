@@ -8,12 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
+from bn_detect.study.execute import Step, execute
+from bn_detect.study.scheduler import default_jobs, environments, run_here
 
 from bn_detect.study import execute as execution
 from bn_detect.study import scheduler
-from bn_detect.study.execute import Step, execute
 from bn_detect.study.runs import Run
-from bn_detect.study.scheduler import default_jobs, environments, run_here
 
 
 def make_run(folder: Path, name: str = "arm", *, processes: int = 1, on_gpu: bool = False) -> Run:

@@ -3,8 +3,8 @@
 import math
 
 import pytest
-
 from bn_detect.study.estimates import over_seeds, with_interval
+
 from bn_detect.study.summary import cells, summarize, table
 
 from .made_up import interval, run, study

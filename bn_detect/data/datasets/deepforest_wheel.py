@@ -1,4 +1,4 @@
-"""Read the aerial images with hand-drawn tree boxes that the wheel of `deepforest` holds as data."""
+"""Read the aerial images with hand-drawn tree boxes that the wheel of `deepforest` holds."""
 
 import io
 import zipfile

@@ -88,7 +88,7 @@ def draw_image(
     """Draw one image, which depends on the arguments alone.
 
     Returns:
-        the image of size x size pixels, and its objects: COCO's bbox, area and category_id, and `shown`.
+        the image of size x size pixels, and its objects: bbox, area, category_id and `shown`.
     """
     rng = np.random.default_rng([options.seed, SPLITS.index(split), number])
     pixels = np.full((options.size, options.size, 3), BACKGROUND)

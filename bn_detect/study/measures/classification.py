@@ -66,7 +66,14 @@ def precise(model: nn.Module, batches: Sequence[Images], **settings: Any) -> Ite
     """
     with kept_buffers(model):
         with use_statistics(model, **settings):
-            update_population_stats(model, batches, len(batches), roi_source="test", progress=False)
+            update_population_stats(
+                model,
+                batches,
+                len(batches),
+                roi_source="test",
+                images_per_group=None,
+                progress=False,
+            )
         yield
 
 

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from ...engine.evaluation import evaluate_under, kinds_of
+from ...configuration.model import kinds_of
+from ...engine.evaluation import evaluate_under
 from ...layers.statistics import STATISTICS
 from ...reporting.columns import Column, Result
 from ...reporting.drawing import bars

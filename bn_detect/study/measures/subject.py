@@ -12,7 +12,7 @@ from ... import probes
 from ...data import register_derived
 from ...engine.trainer import BNTrainer
 from ...layers import NormalizationBatch, RoIBatchNorm2d
-from ...probes.batches import ProbeLoader
+from ...probes.adapters.detectron2_batches import ProbeLoader
 
 Images = list[dict[str, Any]]
 

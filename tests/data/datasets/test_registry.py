@@ -16,6 +16,7 @@ MISTAKES = [
     ("leaky_shapes", {"corelation": 1}, ["corelation: 1", "did you mean correlation?"]),
     ("leaky_shapes", {"correlation": "1"}, ["correlation must be a number, got '1'"]),
     ("leaky_shapes", {"classes": True}, ["classes must be an integer, got True"]),
+    ("blood_cells", {"same_stain": 1}, ["same_stain must be true or false, got 1"]),
     ("leaky_shapes", {"images": 10**400}, ["images must be in [1, 1000000], got 1000"]),
     ("neon_trees", {"edge_boxes": "keep"}, ["edge_boxes must be one of 'ignore', 'drop'", "keep"]),
     ("neon_trees", {"overlap": 256}, ["overlap must be in [0, 255], got 256"]),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bn_detect.data.datasets.neon_trees import TilingOptions, tiles_to_coco
-from bn_detect.data.datasets.tiling import (Window, clip_boxes, tile_spans, tile_windows)
+from bn_detect.data.datasets.tiling import Window, clip_boxes, tile_spans, tile_windows
 
 
 def test_spans_by_hand():

@@ -5,7 +5,7 @@ import sys
 import torch
 
 from bn_detect.layers import NormalizationBatch, convert_roi_batchnorm
-from bn_detect.layers.watching import layouts_of
+from bn_detect.layers.convert import layouts_of
 from tests.helpers.ranks import run_ranks
 from tests.modeling.images import Images
 from tests.modeling.small import CLASSES, KINDS, build, config, randomized

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils import checkpoint
 
-from .partition import Partition
+from ..partition import Partition
 
 _REMEMBERED = 64  # forwards whose groups a backward may still ask for
 
@@ -42,9 +42,10 @@ class Forward:
     partitions: dict[tuple[object, ...], Partition] = field(default_factory=dict)
     served: set[int] = field(default_factory=set)
 
-    def again(self, **changes: object) -> "Forward":
-        """Return a new forward with the same recording; see `dataclasses.replace`."""
-        return replace(self, **{"partitions": {}, "served": set(), **changes})
+    def again(self, iteration: int | None = None) -> "Forward":
+        """Return a new forward with the same recording; in another iteration with draw 0."""
+        here = (self.iteration, self.draw) if iteration is None else (iteration, 0)
+        return Forward(*here, self.rois_per_image, self.labels)
 
 
 class ForwardClock:
@@ -69,7 +70,7 @@ class ForwardClock:
 
     def __getstate__(self) -> dict[str, object]:
         return {"head": self.head, "iteration": self._iteration, "draw": self._draw} | {
-            "forward": self.latest.again(labels=None)
+            "forward": self.latest.again()
         }
 
     def __setstate__(self, state: dict[str, object]) -> None:
@@ -88,7 +89,7 @@ class ForwardClock:
     def set_iteration(self, iteration: int) -> None:
         """Count draws anew from the beginning of `iteration`."""
         self._iteration, self._draw = iteration, 0
-        self._thread.forward = self.latest.again(iteration=iteration, draw=0)
+        self._thread.forward = self.latest.again(iteration)
 
     def keep_labels(self, labels: Sequence[Tensor]) -> None:
         """Keep the classes of the RoIs of this thread's next forward, image by image."""

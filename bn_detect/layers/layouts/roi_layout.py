@@ -5,7 +5,8 @@ is told by the clock (`forward_clock.py`).
 """
 
 import contextlib
-import inspect
+import logging
+import weakref
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -14,14 +15,18 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from ..distributed.collectives import default_group, world_size
-from ..distributed.neighbours import neighbours
-from ..distributed.roi_shuffle import ShufflePlan, shuffle_rois
-from .batches import RoIFacts
+from ...distributed.collectives import default_group, world_size
+from ...distributed.neighbours import neighbours
+from ...distributed.roi_shuffle import ShufflePlan, shuffle_rois
+from ..batches import RoIFacts
+from ..normalization_batch import NormalizationBatch
+from ..partition import Partition
 from .forward_clock import Forward, ForwardClock
-from .normalization_batch import NormalizationBatch
-from .partition import Partition
+from .pooler_call import rois_of_call
+
+logger = logging.getLogger(__name__)
 
 _SHUFFLE = -1  # asks as a layer does, of which there is one in a forward
 
@@ -56,6 +61,9 @@ class RoILayout:
             )
         self._process_group = process_group
         self._clock = ForwardClock(name)
+        self._head: weakref.ref[nn.Module] | None = None
+        self._replaced = False
+        self._handles: list[RemovableHandle] = []
 
     def __deepcopy__(self, memo: dict[int, object]) -> "RoILayout":
         copy = type(self)(self.settings, self.name, self._process_group)  # groups cannot be copied
@@ -64,7 +72,7 @@ class RoILayout:
         return copy
 
     def __getstate__(self) -> dict[str, object]:
-        return self.__dict__ | {"_process_group": None}
+        return self.__dict__ | {"_process_group": None, "_head": None, "_handles": []}
 
     @property
     def name(self) -> str:
@@ -80,7 +88,33 @@ class RoILayout:
         """The latest recording of this thread, on this rank; None before the first."""
         return self._clock.latest.rois_per_image
 
-    def watch(self, module: nn.Module) -> torch.utils.hooks.RemovableHandle:
+    def belongs_to(self, head: nn.Module) -> None:
+        """Remember the head, in which the layers are looked for when they are replaced."""
+        self._head = weakref.ref(head)
+
+    def layer_is_gone(self, layer: nn.BatchNorm2d) -> None:
+        """Notice it where `SyncBatchNorm.convert_sync_batchnorm` has replaced a layer."""
+        head = self._head() if self._head is not None else None
+        if head is None or self._replaced or layer.running_mean is None:
+            return
+        others = (m for m in head.modules() if isinstance(m, nn.SyncBatchNorm))
+        if any(other.running_mean is layer.running_mean for other in others):
+            self._replaced = True
+            logger.error("%s", self._complaint())
+
+    def require_layers(self) -> None:
+        """Raise RuntimeError where the head's layers were replaced by SyncBatchNorm."""
+        if self._replaced:
+            raise RuntimeError(self._complaint())
+
+    def _complaint(self) -> str:
+        return (
+            f"{self.name}: SyncBatchNorm.convert_sync_batchnorm has replaced RoIBatchNorm2d layers "
+            f"of this head, so that batch {self.settings.batch!r} has no effect; call it before "
+            "convert_roi_batchnorm, or for the other parts of the model only"
+        )
+
+    def watch(self, module: nn.Module) -> RemovableHandle:
         """Record the RoIs per image at every call of `module`.
 
         Args:
@@ -90,10 +124,20 @@ class RoILayout:
         """
         return module.register_forward_pre_hook(self._record_call, with_kwargs=True)
 
+    def unwatch_later(self, handle: RemovableHandle) -> None:
+        """Leave it to `unwatch` to remove the hook."""
+        self._handles.append(handle)
+
+    def unwatch(self) -> None:
+        """Remove the hooks that were left to this."""
+        while self._handles:
+            self._handles.pop().remove()
+
     def _record_call(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> None:
-        per_image = _second_argument(module, args, kwargs, self.name)
+        self.require_layers()
+        per_image = rois_of_call(module, args, kwargs, self.name)
         counts = [len(rois) for rois in per_image]
         labels = self._clock.take_labels()
         if labels is None and self.settings.needs_labels:
@@ -225,25 +269,3 @@ class RoILayout:
                 f"{self.name}: layers that share a RoILayout got {others[0]} and {rois.number} "
                 "RoIs in one forward; a head that sees other RoIs needs a RoILayout of its own"
             )
-
-
-def _second_argument(
-    module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], head: str
-) -> Sequence[Any]:
-    """Return what `module` calls its second argument in a call.
-
-    Raises:
-        ValueError: it has none, or what it has does not hold one item per image.
-    """
-    value = args[1] if len(args) > 1 else None
-    if value is None:
-        names = list(inspect.signature(module.forward).parameters)
-        value = kwargs.get(names[1]) if len(names) > 1 else None
-    if not isinstance(value, list | tuple) or not all(hasattr(v, "__len__") for v in value):
-        kind = "missing" if value is None else f"of type {type(value).__name__}"
-        raise ValueError(
-            f"{head}: the second argument of {type(module).__name__} is {kind}, but must be a list "
-            "with the RoIs of each image, as that of a pooler; watch the pooler itself, or call "
-            "layout.record(rois_per_image) before the head runs"
-        )
-    return value
