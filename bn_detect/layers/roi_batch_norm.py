@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from . import compiled
 from .grouped_batch_norm import partitioned_batch_norm
 from .layouts import RoILayout
 from .partition import Partition
@@ -63,6 +64,7 @@ class RoIBatchNorm2d(nn.BatchNorm2d):
         # Derived state: 1 whenever ranks were averaged, which they are before every checkpoint.
         ema_weight = torch.ones((), device=device, dtype=torch.float64)
         self.register_buffer("ema_weight", ema_weight, persistent=False)
+        compiled.register_layer(self)
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.jit.is_scripting():
@@ -102,6 +104,8 @@ class RoIBatchNorm2d(nn.BatchNorm2d):
                 "traced, for the groups of the example's RoIs would be frozen; call eval() "
                 "first, with test_stats 'population' (MODEL.ROI_BN.TEST_STATS)"
             )
+        if torch.compiler.is_compiling():
+            return compiled.normalize_compiled(self, x)
         partition = self._partition(x)
         population = None
         if partition.may_hold_single_values(x.shape[2:].numel()) and self.running_mean is not None:
@@ -135,6 +139,10 @@ class RoIBatchNorm2d(nn.BatchNorm2d):
         assert mean is not None and var is not None and batches is not None
         running = RunningStatistics(mean, var, self.ema_weight, batches)
         self.last_finite = update_running_statistics(running, stats, self.momentum)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        compiled.register_layer(self)
 
     def reset_running_stats(self) -> None:
         super().reset_running_stats()
