@@ -21,6 +21,7 @@ SECTIONS = (
     "disk",
     "writers",
     "rois",
+    "layers",
     "numbers",
     "data",
     "datasets",
