@@ -39,7 +39,8 @@ def run(folder: Path, program: str) -> list[str]:
 
 DATASET = """
 from bn_detect.data import check_dataset, register_derived
-from bn_detect.data.datasets.registry import DATASETS, Dataset, check_dataset_options, register_boxes
+from bn_detect.data.datasets.registry import DATASETS, Dataset, register_boxes
+from bn_detect.data import check_dataset_options
 from bn_detect.commands.main import main
 from grey import GreyOptions, prepare
 {row}
