@@ -1,7 +1,7 @@
 """Read the files of Chula RBC-12, photographs of blood smears with a point for each cell.
 
 The files are those of one commit of the public repository. Each file that is read is compared with
-the manifest `blood_cells.sha256`, which is in the format of the program sha256sum.
+the manifest `chula_rbc12.sha256`, which is in the format of the program sha256sum.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import DatasetError
+from ...errors import DatasetError
 from .wheels import verify
 
 REPOSITORY = "https://github.com/Chula-PIC-Lab/Chula-RBC-12-Dataset"
@@ -51,7 +51,7 @@ Read = Callable[[str], bytes]
 
 def manifest() -> dict[str, str]:
     """Return the sha256 of each file by its path in the repository."""
-    lines = Path(__file__).with_name("blood_cells.sha256").read_text().splitlines()
+    lines = Path(__file__).with_name("chula_rbc12.sha256").read_text().splitlines()
     return {path: sha256 for sha256, path in (line.split(maxsplit=1) for line in lines)}
 
 

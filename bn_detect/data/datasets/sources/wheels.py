@@ -12,7 +12,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import DatasetError
+from ...errors import DatasetError
 
 
 @dataclass(frozen=True)
