@@ -6,6 +6,7 @@ clone is not on the path, and an import that is not declared fails.
 """
 
 import ast
+import json
 import os
 import re
 import subprocess
@@ -21,10 +22,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import bn_detect
-from tests.helpers.train_net import TINY
 
 REPOSITORY = Path(__file__).parents[1]
-CORE = ("layers", "distributed", "population", "probes")  # work without Detectron2
+CORE = ("layers", "distributed", "population", "probes", "reporting")  # work without Detectron2
 MODULES = {  # distribution -> module, where the names differ
     "imagecorruptions": None,  # its file is read, not imported
     "pillow": "PIL",
@@ -129,9 +129,30 @@ def test_what_is_declared_is_what_is_imported(declared):
         assert own - whole == set(), f"{extra}: declared, but not imported"
 
 
-def test_trains_from_the_wheel(installed, datasets, tmp_path):
-    """Without Detectron2's model zoo: it needs pkg_resources, which setuptools 82 dropped."""
-    venv = installed("detectron2", "study", also=("detectron2",))
+def test_layers_and_probes_need_what_is_declared_and_no_more(installed, tmp_path):
+    python = installed() / "python"
+    code = """
+import importlib.util, torch, bn_detect
+import bn_detect.probes
+assert importlib.util.find_spec("detectron2") is None
+norm = bn_detect.RoIBatchNorm2d(4)
+report = bn_detect.update_population_stats(norm, [torch.randn(8, 4, 3, 3)] * 2, 2, progress=False)
+assert report.layers[0].updated and str(report)
+"""
+    _run(python, "-W", "ignore", "-c", code, cwd=tmp_path)
+    script = python.with_name("bn-detect")
+    assert "study" in _run(script, "--help")
+    needs = subprocess.run([script, "train"], cwd=tmp_path, capture_output=True, text=True)
+    assert needs.returncode == 2 and "needs Detectron2" in needs.stderr
+
+
+@pytest.fixture(scope="module")
+def full(installed) -> Path:
+    return installed("detectron2", "study", also=("detectron2",))
+
+
+def test_every_module_imports_without_the_model_zoo(full, tmp_path):
+    """Detectron2's model zoo needs pkg_resources, which setuptools 82 dropped."""
     code = """
 import importlib, pkgutil, sys, bn_detect
 for module in pkgutil.walk_packages(bn_detect.__path__, "bn_detect."):
@@ -140,20 +161,31 @@ for module in pkgutil.walk_packages(bn_detect.__path__, "bn_detect."):
 assert "detectron2.model_zoo" not in sys.modules
 print(bn_detect.__file__)
 """
-    assert str(venv.parent) in _run(venv / "python", "-W", "ignore", "-c", code, cwd=tmp_path)
-    options = TINY | {"SOLVER.MAX_ITER": 2, "OUTPUT_DIR": tmp_path / "run"}
-    code = """
-import sys
-from bn_detect.commands.train import main
-from bn_detect.configuration.files import find
-file = find("neon/faster_rcnn_lean_FPN_shuffled.yaml")
-code = main(["--config-file", str(file), *sys.argv[1:]])
-assert "detectron2.model_zoo" not in sys.modules
-sys.exit(code)
+    printed = _run(full / "python", "-W", "ignore", "-c", code, cwd=tmp_path)
+    assert str(full.parent) in printed
+
+
+STUDY = """
+name: tiny
+base: leaky-shapes/faster_rcnn_small.yaml
+datasets:
+  leaky_shapes: {images: 12, val_images: 16}
+options: {SOLVER.MAX_ITER: 2, SOLVER.STEPS: [], SOLVER.WARMUP_ITERS: 1}
+measure: [companion_swap]
+arms:
+  - {name: worker, options: {MODEL.ROI_BN.BATCH: worker, MODEL.ROI_BN.VIRTUAL_WORKERS: 8}}
 """
-    words = [str(word) for pair in options.items() for word in pair]
-    _run(venv / "python", "-c", code, *words, cwd=tmp_path, DETECTRON2_DATASETS=datasets)
-    assert (tmp_path / "run" / "model_final.pth").is_file()
+
+
+def test_a_study_runs_from_the_wheel(full, tmp_path):
+    (tmp_path / "mine.yaml").write_text(STUDY)
+    script = full / "bn-detect"
+    assert "SyncBN" in _run(script, "study", "studies/demo.yaml", "--dry-run", cwd=tmp_path)
+    printed = _run(script, "study", "mine.yaml", cwd=tmp_path)
+    output = tmp_path / "output" / "studies" / "mine"
+    assert str(output.relative_to(tmp_path)) in printed
+    results = json.loads((output / "results.json").read_text())
+    assert results["study"]["name"] == "tiny" and (output / "report.html").is_file()
 
 
 def metadata_version(names) -> str:

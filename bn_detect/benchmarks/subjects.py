@@ -1,7 +1,5 @@
 """Models with initial weights and generated images to measure on."""
 
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, get_cfg
@@ -10,9 +8,10 @@ from detectron2.modeling.backbone.resnet import BasicStem, ResNet
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
+from ..configuration.files import find
 from ..configuration.keys import add_bn_detect_config
 
-CONFIG = Path(__file__).parents[2] / "configs/neon/faster_rcnn_lean_FPN_worker.yaml"
+CONFIG = find("neon/faster_rcnn_lean_FPN_worker.yaml")
 OBJECTS = 8  # per image
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from . import study
 
-STUDIES = Path(__file__).parents[2] / "configs" / "studies"
 # The study, and its folder under --output.
 PARTS = {"trees": ("demo_trees.yaml", "trees"), "shapes": ("demo.yaml", "leakage")}
 
@@ -29,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     more = ["--options", *args.options] if args.options else []
     for name, (file, folder) in PARTS.items():
         if args.only in (None, name):
-            words = [str(STUDIES / file), "--seeds", "1", "--output", str(args.output / folder)]
+            words = [f"studies/{file}", "--seeds", "1", "--output", str(args.output / folder)]
             if code := study.main([*words, *more]):
                 return code
     return 0

@@ -43,7 +43,7 @@ class Planned:
 
     study: Study
     output: Path
-    groups: list[Group]
+    groups: Sequence[Group]
 
     @property
     def runs(self) -> list[Run]:

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 from detectron2.config import CfgNode
 
+from .files import find
 from .keys import default_config
 from .safe_config import SafeConfig
 from .values import check_values, value_of
@@ -36,7 +37,8 @@ def read_config(args: argparse.Namespace) -> CfgNode:
 
 def _merge_file(cfg: CfgNode, file: str) -> None:
     try:
-        cfg.merge_from_file(file, allow_unsafe=False)
+        path = file if "://" in file else str(find(file))
+        cfg.merge_from_file(path, allow_unsafe=False)
     except yaml.YAMLError as error:
         text = " ".join(str(error).split())
         in_braces = "flow mapping" in text

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..reporting.columns import Column, at
 from .decompose import decomposition
-from .figures import DECOMPOSITION, FLIPS, LAYERS, SWAP, ProbeFigure, most_bits
+from .figures.bars import DECOMPOSITION, FLIPS, LAYERS, SWAP, ProbeFigure, most_bits
 from .jacobian import cross_roi_jacobian
 from .statistics import statistics_probe
 from .swap import companion_swap

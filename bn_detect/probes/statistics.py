@@ -14,7 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..layers import NormalizationBatch
 from .adapters.heads import RoIHead
 from .batches import take
-from .bits import Array, bits_about
+from .bits import bits_about
+from .intervals import Array
 from .probing import probing
 from .rois import RoIs
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from ..configuration.files import find
 from .grid import Grid, expanded
 from .measures.registry import DEFAULT, MEASURES
 from .plan import Arm, Chart, Claim, Series, Side, Start, Study, columns_of
@@ -28,10 +29,11 @@ def read_study(path: str | Path) -> Study:
     """Read a study's YAML file; `base` in it is relative to its folder.
 
     Raises:
-        ValueError: the file is not there or no YAML, or there is a mistake in it.
+        ValueError: there is no such file, and no study of the package by that name; the file is no
+            YAML, or there is a mistake in it.
     """
-    path = Path(path)
     try:
+        path = find(path)
         tree = yaml.safe_load(path.read_text())
     except (OSError, RecursionError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f"--study {path}: {error}".replace("\n", " ")) from error
@@ -63,9 +65,11 @@ class _Reader:
         given["imports"] = tuple(given.get("imports", ()))
         trains = given.get("train", True)
         if "base" in given:
-            given["base"] = os.path.normpath(self.path.parent / given["base"])
-            if not Path(given["base"]).is_file():
-                raise self.error(f"base is {tree['base']!r}, but there is no {given['base']}")
+            beside = Path(os.path.normpath(self.path.parent / given["base"]))
+            try:
+                given["base"] = str(beside if beside.is_file() else find(given["base"]))
+            except ValueError as error:
+                raise self.error(f"base is {tree['base']!r}, but there is no {beside}") from error
         elif trains:
             raise self.error("base: a study that trains needs a config file to start from")
         for key, most in (("seeds", MOST_SEEDS), ("workers", math.inf)):

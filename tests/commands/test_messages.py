@@ -121,7 +121,7 @@ def test_too_few_workers(command, number, capsys, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "mine.yaml' does not exist"),
+        (None, "there is no file"),
         ("MODEL: [", "mine.yaml"),
         ("MODEL:\n  ROI_BN:\n    BATHC: global\n", "did you mean MODEL.ROI_BN.BATCH?"),
         ("_BASE_: nowhere.yaml\n", "nowhere.yaml"),

@@ -36,7 +36,11 @@ KEPT_BYTES = 1 << 28  # of images, by one process
 
 def train(folder: Path) -> None:
     """Train from the beginning, from another run's checkpoint, or from where the run was ended."""
-    launch(_train, read_json(folder / "run.json")["workers"], timeout=TIMEOUT, args=(folder,))
+    run = read_json(folder / "run.json")
+    if run["start"]:
+        _go_on_from(folder / run["start"], folder)
+    check_weights(_config(folder), resume=True)
+    launch(_train, run["workers"], timeout=TIMEOUT, args=(folder,))
 
 
 def _train(folder: Path) -> None:
@@ -44,22 +48,10 @@ def _train(folder: Path) -> None:
     run = read_json(folder / "run.json")
     for module in run["imports"]:
         importlib.import_module(module)
-    whole, cfg = (
-        read_config(
-            argparse.Namespace(
-                config_file=str(folder / "settings.yaml"),
-                opts=["OUTPUT_DIR", str(folder), *options],
-            )
-        )
-        for options in ((), run["train_options"])
-    )
+    whole, cfg = _config(folder), _config(folder, *run["train_options"])
     if cfg.MODEL.DEVICE == "cpu":
         share_cores()
     setup_logger(str(folder), comm.get_rank())
-    if run["start"] and comm.is_main_process():
-        _go_on_from(folder / run["start"], folder)
-    comm.synchronize()
-    check_weights(cfg, resume=True)
     ranks = normalization_batch(cfg).spans(comm.get_world_size())
     neighbours(ranks, timeout=TIMEOUT)
     register_derived([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
@@ -71,6 +63,12 @@ def _train(folder: Path) -> None:
     trainer.checkpointer.trust = run["trust"]
     trainer.resume_or_load(resume=True)
     trainer.train()
+
+
+def _config(folder: Path, *options: str) -> CfgNode:
+    words = ["OUTPUT_DIR", str(folder), *options]
+    settings = argparse.Namespace(config_file=str(folder / "settings.yaml"), opts=words)
+    return read_config(settings)
 
 
 def _follow(cfg: CfgNode, measures: dict[str, dict[str, Any]]) -> dict[str, HookBase]:

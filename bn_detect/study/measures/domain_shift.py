@@ -9,6 +9,7 @@ import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ from ...engine.target_images import check_num_images
 from ...population.bn_layers import select_bn_layers
 from ...reporting.columns import Column, Result
 from ...reporting.drawing import bars, colour, new_figure
-from ...reporting.estimates import Estimate, over_seeds
+from ...reporting.estimates import Estimate, mean_of
 from .measure import Measure, Options, Picture, Results
 from .subject import Subject
 
@@ -191,7 +192,7 @@ class Table:
         return {i: score(run[key])[1] for i, run in enumerate(self._runs)}
 
     def estimate(self, data: str, statistics: str, images: str | None = None) -> Estimate:
-        return over_seeds(list(self.values(data, statistics, images).values()))
+        return mean_of(list(self.values(data, statistics, images).values()))
 
     def means(self, severity: int) -> str:
         """Say what the corruptions cost on average; "" without any.
@@ -275,10 +276,10 @@ def _matrix(axis: Any, table: Table, severity: int) -> None:
     columns = [CHECKPOINT, *rows]
     values = [[table.estimate(data, s).mean for s in columns] for data in rows]
     # Each row by its own range: rows differ more than columns, which are what is compared.
-    shades = [[(v - min(row)) / max(max(row) - min(row), 1e-9) for v in row] for row in values]
-    axis.imshow(
-        shades, cmap="Blues" if table.more_is_better else "Blues_r", vmax=1.6, aspect="auto"
-    )
+    sign = 1 if table.more_is_better else -1
+    good = [[sign * v for v in row] for row in values]
+    shades = [[(v - min(row)) / max(max(row) - min(row), 1e-9) for v in row] for row in good]
+    axis.imshow(shades, cmap="Blues", vmax=1.6, aspect="auto")
     for y, row in enumerate(values):
         for x, value in enumerate(row):
             axis.text(x, y, f"{value:.1f}", ha="center", va="center")
@@ -296,7 +297,7 @@ def _by_images(axis: Any, table: Table, severity: int) -> None:
             "the checkpoint's statistics": [table.estimate(d, CHECKPOINT) for d in rows],
             "their own statistics": [table.estimate(d, d) for d in rows],
         }
-        bars([_label(d) for d in rows], series, table.metric, axis)
+        bars([d.replace("_", "\n") for d in rows], series, table.metric, axis)
         axis.legend(fontsize=8)
         return
     for number, domain in enumerate(rows):
@@ -321,10 +322,8 @@ def _columns(options: Options) -> tuple[Column, ...]:
     def value(key: str, result: Result) -> float | None:
         return score(result[key])[1] if key in result else None
 
-    return tuple(
-        Column(cell.key, cell.key, 1, lambda r, key=cell.key: value(key, r), shown=False)
-        for cell in plan(options)
-    )
+    keys = [cell.key for cell in plan(options)]
+    return tuple(Column(key, key, 1, partial(value, key), shown=False) for key in keys)
 
 
 MEASURE = Measure(
