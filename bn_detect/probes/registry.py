@@ -48,6 +48,8 @@ PROBES: dict[str, Probe] = {
             Column("swap", "swap (nats)", 3, at("classification", "change")),
             Column("null", "resampled (nats)", 3, at("classification", "null")),
             Column("flips", "flipped", 3, at("flip_rate")),
+            Column("label leakage", "label leakage (nats)", 3, at("label_leakage", "all")),
+            Column("image dependence", "image dependence (nats)", 3, at("image_dependence", "all")),
         ),
         figures=(SWAP, FLIPS),
     ),
