@@ -10,7 +10,7 @@ from typing import Any
 
 from ..reporting.columns import Column, at
 from .decompose import decomposition
-from .figures.bars import DECOMPOSITION, FLIPS, LAYERS, SWAP, ProbeFigure, most_bits
+from .figures.bars import DECOMPOSITION, FLIPS, LAYERS, SWAP, ProbeFigure, bits_of_all_layers
 from .jacobian import cross_roi_jacobian
 from .statistics import statistics_probe
 from .swap import companion_swap
@@ -61,7 +61,7 @@ PROBES: dict[str, Probe] = {
     "statistics_probe": Probe(
         statistics_probe,
         images=480,
-        columns=(Column("bits", "bits in statistics", 3, most_bits),),
+        columns=(Column("bits", "bits in statistics", 3, bits_of_all_layers),),
         figures=(LAYERS,),
     ),
     "decomposition": Probe(
