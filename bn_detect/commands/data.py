@@ -2,15 +2,17 @@
 
 bn-detect data neon-trees
 bn-detect data leaky-shapes --name leaky_shapes_zero --correlation 0
+bn-detect data import aquarium --images DIR --annotations train.json val.json --max-side 320
 bn-detect data corrupted --dataset neon_trees_val --corruption fog --severity 3
 bn-detect data check neon_trees_train coco_2017_val
+bn-detect data leak-potential blood_cells_train
 """
 
 import argparse
 import importlib
 import sys
+from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any
 
 from ..data import (
     CORRUPTIONS,
@@ -48,17 +50,24 @@ def corrupted(args: argparse.Namespace) -> None:
     print(f"{default_root()}/{name}: {'written' if made else 'already there, nothing to do'}")
 
 
+def potential(args: argparse.Namespace) -> None:
+    """Print what the companions of an object tell about its class."""
+    from ..data.leak_potential import leak_potential, potential_table  # loads scikit-learn
+
+    import_modules(args.imports)
+    register_derived(args.names)
+    for name in args.names:
+        check_dataset(name)
+        print(potential_table(leak_potential(name, seed=args.seed)) + "\n", flush=True)
+
+
 def check(args: argparse.Namespace) -> None:
     """Print what is in each dataset, and then a line for each that has a fault.
 
     Raises:
         DatasetError: at least one has a fault.
     """
-    for module in args.imports:
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise ValueError(f"--import {module}: {error}") from error
+    import_modules(args.imports)
     register_derived(args.names)
     summaries, faults = [], []
     for name in args.names:
@@ -74,6 +83,19 @@ def check(args: argparse.Namespace) -> None:
         raise faults[-1]
 
 
+def import_modules(modules: Sequence[str]) -> None:
+    """Import the modules of --import, which register datasets.
+
+    Raises:
+        ValueError: a module cannot be imported.
+    """
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise ValueError(f"--import {module}: {error}") from error
+
+
 def argument_parser() -> argparse.ArgumentParser:
     """Return the command line, with a subcommand for each kind of dataset that can be made."""
     parser = argparse.ArgumentParser(
@@ -81,10 +103,12 @@ def argument_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    layout: Any = {"formatter_class": argparse.ArgumentDefaultsHelpFormatter}
+    layout = argparse.ArgumentDefaultsHelpFormatter
     for kind, row in DATASETS.items():
         if row.prepare is not None:
-            command = commands.add_parser(kind.replace("_", "-"), help=row.help, **layout)
+            command = commands.add_parser(
+                kind.replace("_", "-"), help=row.help, formatter_class=layout
+            )
             command.set_defaults(run=prepare, kind=kind)
             _add_options(command, kind, row)
 
@@ -92,7 +116,7 @@ def argument_parser() -> argparse.ArgumentParser:
         "corrupted",
         help="write the images of a registered dataset corrupted to disk; without it they are "
         "corrupted as they are read",
-        **layout,
+        formatter_class=layout,
     )
     command.set_defaults(run=corrupted)
     add = command.add_argument
@@ -103,27 +127,51 @@ def argument_parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("check", help="look for faults in registered datasets")
     command.set_defaults(run=check)
-    add = command.add_argument
-    add("names", nargs="+", metavar="NAME")
-    text = "Python module that registers datasets; may be given several times"
-    add("--import", dest="imports", action="append", default=[], metavar="MODULE", help=text)
+    _add_names(command)
+
+    command = commands.add_parser(
+        "leak-potential", help="what the companions of an object tell about its class"
+    )
+    command.set_defaults(run=potential)
+    _add_names(command)
+    command.add_argument("--seed", type=int, default=0, help="seed of the folds")
     return parser
+
+
+def _add_names(command: argparse.ArgumentParser) -> None:
+    command.add_argument("names", nargs="+", metavar="NAME")
+    command.add_argument(
+        "--import",
+        dest="imports",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="Python module that registers datasets; may be given several times",
+    )
 
 
 def _add_options(command: argparse.ArgumentParser, kind: str, row: Dataset) -> None:
     command.description = row.help
     add = command.add_argument
     add("--root", default=str(default_root()), help="the folder for NAME/")
-    add("--name", help=f"of the dataset; by default {kind}")
+    if row.by_name:
+        add("--name", help=f"of the dataset; by default {kind}")
+    else:
+        add("name", metavar="NAME", help="of the dataset; NAME_train and NAME_val are registered")
     for option in fields(row.options):
         rule, several = option.metadata, isinstance(option.default, tuple)
+        flag = rule["flag"] or f"--{option.name.replace('_', '-')}"
+        if isinstance(option.default, bool):
+            add(flag, dest=option.name, action="store_true", help=rule["help"])
+            continue
         add(
-            rule["flag"] or f"--{option.name.replace('_', '-')}",
+            flag,
             dest=option.name,
             type=str if several else type(option.default),
             nargs="+" if several else None,
             default=option.default,
             choices=rule["choices"],
+            required=rule["required"],
             help=rule["help"],
         )
     add("--force", action="store_true", help="rebuild what was made before")

@@ -13,7 +13,10 @@ from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 
-from ..data import check_datasets, register_derived
+import yaml
+from detectron2.config import CfgNode
+
+from ..data import check_uses, register_derived
 from ..runtime.checkpoint_file import add_trust_option
 from ..runtime.folder_lock import sole_user
 from ..study.datasets import check_dataset_options, prepare_datasets
@@ -40,7 +43,7 @@ class Planned:
 
     study: Study
     output: Path
-    groups: list[Group]
+    groups: Sequence[Group]
 
     @property
     def runs(self) -> list[Run]:
@@ -218,10 +221,11 @@ def prepare(planned: Planned, *, force: bool = False) -> None:
         ValueError: a dataset that is missing or faulty; or with `force`, a run in progress.
     """
     prepare_datasets(planned.study)
-    names = sorted({name for run in planned.runs for name in run.datasets})
-    register_derived(names)
-    summaries = check_datasets(names)
-    for run in {run.arm: run for run in planned.runs}.values():
+    arms = {run.arm: run for run in planned.runs}.values()
+    register_derived(sorted({name for run in arms for name in run.datasets}))
+    uses = ((CfgNode(yaml.safe_load(run.settings)), run.datasets) for run in arms)
+    summaries = check_uses(uses)
+    for run in arms:
         known = {name: summaries[name] for name in run.datasets}
         check_arm_classes(planned.study, planned.study.arm(run.arm), known)
     if force:

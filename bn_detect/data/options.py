@@ -25,6 +25,7 @@ def option(
     choices: Collection[Any] | None = None,
     flag: str | None = None,
     recorded: bool = True,
+    required: bool = False,
 ) -> Any:
     """Declare a field of a subclass of `Options`. Its type is that of `default`.
 
@@ -34,6 +35,7 @@ def option(
         choices: the values that are allowed.
         flag: name on the command line; default: `--field-name`.
         recorded: False for what does not change the dataset, such as where its source is read.
+        required: whether a value other than `default` must be given.
     """
     return field(
         default=default,
@@ -44,6 +46,7 @@ def option(
             "choices": choices,
             "flag": flag,
             "recorded": recorded,
+            "required": required,
         },
     )
 
@@ -67,6 +70,8 @@ class Options:
             fits = isinstance(value, accepted) and isinstance(value, bool) == (kind is bool)
             if not fits or (kind is tuple and not all(isinstance(item, str) for item in value)):
                 raise ValueError(f"{each.name} must be {TYPE_NAMES[kind]}, got {value!r:.60}")
+            if rule["required"] and value == each.default:
+                raise ValueError(f"{each.name} must be given: {rule['help']}")
             if rule["choices"] is not None and value not in rule["choices"]:
                 allowed = ", ".join(map(repr, rule["choices"]))
                 raise ValueError(f"{each.name} must be one of {allowed}, got {value!r:.60}")

@@ -1,4 +1,4 @@
-"""BatchNorm with an explicit normalization batch; knows nothing of Detectron2."""
+"""BatchNorm with an explicit normalization batch; it needs torch alone."""
 
 from .convert import (
     convert_batchnorm,

@@ -1,4 +1,4 @@
-"""BatchNorm of a layer that several levels share, such as a head over the levels of an FPN."""
+"""BatchNorm that several feature levels share, as in a head over the levels of an FPN."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,38 +19,42 @@ MOVING_AVERAGES = ("in_turn", "union")
 class LevelBatchNorm2d(nn.BatchNorm2d):
     """`torch.nn.BatchNorm2d` for inputs from several levels (Wu & Johnson 2021, Section 5.3).
 
-    Called with the inputs of all levels, or with those of one and its number: the level is always
-    explicit. `state_dict` has the keys of the parent. Of shape (C,) are, as there, `weight` and
-    `bias` where `affine` is "shared", `running_mean` and `running_var` where `population` is; else
-    they are (num_levels, C), a row for each level (see `fill_levels`).
+    Call it with the inputs of all levels, or with those of one level and its number. `state_dict`
+    has the keys of the parent. `weight` and `bias` have shape (C,) where `affine` is "shared", and
+    else (num_levels, C), a row for each level; `running_mean` and `running_var` follow `population`
+    in the same way (see `fill_levels`).
 
     The moving average takes one step with each call, with one exception: with batch "level" and
     population "shared", `moving_average` "in_turn" takes a step for each level, in their order.
-    That is what one BatchNorm does that is called on level after level, as in the authors' code:
-    the levels count alike, and a call forgets as much as num_levels steps do. Statistics that are
-    not finite do not enter.
+    That is what one BatchNorm does when it is called on level after level, as in the authors' code:
+    all levels have the same weight, and a call forgets as much as num_levels steps do. Statistics
+    that are not finite are left out.
 
     Attributes:
         last_finite: bool tensor, whether the statistics of the last training batch were all finite.
 
     Args:
         num_features: C.
-        num_levels: such as the levels of an FPN.
-        batch: what normalizes in training: "shared", the statistics of all levels together; or
-            "level", of each by itself.
-        population: of which statistics are kept for inference: "shared", one for all levels, or
+        num_levels: number of levels, such as those of an FPN.
+        batch: what normalizes in training: "shared", the statistics of all levels together, or
+            "level", those of each level by itself.
+        population: which statistics are kept for inference: "shared", one set for all levels, or
             "level", one for each.
         affine: "shared", one weight and bias for all levels, or "level", one for each.
         moving_average: how a shared population follows batches of each level; other choices do
             not depend on it. "in_turn": as above; "union": the statistics of all levels together,
             in which every position counts once, as with batch "shared".
-        synchronized: the statistics of training are those of all ranks (SyncBN); each must call the
+        synchronized: use the statistics of all ranks in training (SyncBN); each rank must call the
             layer, forward and backward.
         eps, momentum, device, dtype: as in the parent.
 
     Raises:
         ValueError: a value that is not one of those above.
     """
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
 
     def __init__(
         self,
@@ -89,22 +93,22 @@ class LevelBatchNorm2d(nn.BatchNorm2d):
             self.running_mean = self.running_mean.new_zeros(shape)
             self.running_var = self.running_var.new_ones(shape)
 
-    def forward(
+    def forward(  # type: ignore[override]  # takes the inputs of all levels at once
         self, x: Tensor | Sequence[Tensor], level: int | None = None
     ) -> Tensor | list[Tensor]:
         """Normalize the inputs of all levels, or of one.
 
         Args:
             x: (N, C, H, W) for each level, in their order, N may be 0; or of one level.
-            level: in [0, num_levels), where x is one tensor. In training not with batch "shared",
-                which needs all levels at once.
+            level: in [0, num_levels), where x is one tensor. Not allowed in training with batch
+                "shared", which needs all levels at once.
 
         Returns:
-            like x.
+            The normalized inputs, like x.
 
         Raises:
-            ValueError: another number of inputs than of levels, a level that is missing or does
-                not exist, inputs of other shape, or one level where all are needed.
+            ValueError: there are more or fewer inputs than levels, a level is missing or does not
+                exist, inputs have other shapes, or one level came where all are needed.
         """
         inputs = self.by_level(x, level)
         if self.training:
@@ -119,7 +123,7 @@ class LevelBatchNorm2d(nn.BatchNorm2d):
         return ys if level is None else ys[0]
 
     def by_level(self, x: Tensor | Sequence[Tensor], level: int | None = None) -> dict[int, Tensor]:
-        """The inputs of a call by level; arguments and errors as in `forward`."""
+        """Return the inputs of a call by level; arguments and errors are those of `forward`."""
         if (level is None) == isinstance(x, Tensor):
             raise ValueError(
                 "LevelBatchNorm2d takes the list of the inputs of all levels, or one tensor and "
@@ -143,7 +147,7 @@ class LevelBatchNorm2d(nn.BatchNorm2d):
         return inputs
 
     def statistics_of(self, level: int) -> tuple[Tensor, Tensor]:
-        """The running mean and variance, (C,) each, that normalize a level; views."""
+        """Return views of the running mean and variance, (C,) each, that normalize a level."""
         return _row(self.running_mean, level), _row(self.running_var, level)
 
     def _normalize_population(self, x: Tensor, level: int) -> Tensor:
@@ -196,10 +200,10 @@ class LevelBatchNorm2d(nn.BatchNorm2d):
 
 
 def fill_levels(model: nn.Module, state: dict[str, Any]) -> None:
-    """Make a state of shared statistics or parameters fit layers that have them per level.
+    """Make a state with shared statistics or parameters fit layers that have them per level.
 
-    In place: where a `LevelBatchNorm2d` of `model` has (num_levels, C) and `state` (C,), each
-    level gets a copy. Nothing else is changed.
+    Where a `LevelBatchNorm2d` of `model` has (num_levels, C) and `state` has (C,), each level gets
+    a copy, in place. Nothing else is changed.
     """
     for name, layer in model.named_modules():
         if not isinstance(layer, LevelBatchNorm2d):
@@ -212,5 +216,5 @@ def fill_levels(model: nn.Module, state: dict[str, Any]) -> None:
 
 
 def _row(values: Tensor, level: int) -> Tensor:
-    """Of (num_levels, C) or (C,): what belongs to a level."""
+    """Return the row of a level, or the values themselves where all levels share them."""
     return values[level] if values.dim() == 2 else values

@@ -1,6 +1,7 @@
 """The setting of an experiment: whose statistics normalize a RoI."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from .batches import BATCHES, Batch
 
@@ -59,7 +60,7 @@ class NormalizationBatch:
             )
         self.kind.check()
 
-    @property
+    @cached_property
     def kind(self) -> Batch:
         """The object of the batch's class, which knows everything that is particular to it."""
         return BATCHES[self.batch](self)
@@ -79,7 +80,7 @@ class NormalizationBatch:
         """Whether the partition depends on the class of each RoI."""
         return self.kind.needs_labels
 
-    @property
+    @cached_property
     def varies(self) -> bool:
         """Whether forwards with equally many RoIs may have other groups."""
         return self.kind.draws or self.needs_images or self.needs_labels

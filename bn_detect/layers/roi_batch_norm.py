@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from . import compiled
 from .grouped_batch_norm import partitioned_batch_norm
 from .layouts import RoILayout
 from .partition import Partition
@@ -20,11 +21,11 @@ logger = logging.getLogger(__name__)
 class RoIBatchNorm2d(nn.BatchNorm2d):
     """`torch.nn.BatchNorm2d` that normalizes over the groups of RoIs of a `RoILayout`.
 
-    Same parameters, buffers and `state_dict` keys as its parent. With population statistics (that
-    is, in eval mode unless the layout asks for mini-batch statistics) it computes what the parent
+    It has the parameters, buffers and `state_dict` keys of its parent. With population statistics
+    (in eval mode, unless the layout asks for mini-batch statistics) it computes what the parent
     computes, and traces and scripts like it. Without running statistics (`track_running_stats`
-    False) it normalizes in eval mode too over this worker's RoIs, as its parent does; where the
-    layout needs the image of each RoI, over those of `test_images_per_group` images.
+    False) it normalizes in eval mode with the statistics of this worker's RoIs, as its parent does,
+    or where the layout needs the image of each RoI, of those of `test_images_per_group` images.
 
     Moving average: the mean over the non-empty groups of (mean, unbiased variance) enters with
     weight `momentum` times the share of groups that are non-empty, against the buffer's own weight
@@ -35,10 +36,11 @@ class RoIBatchNorm2d(nn.BatchNorm2d):
 
     Attributes:
         last_finite: bool tensor, whether the statistics of the last training batch were all finite.
+        plain: the class that `revert_roi_batchnorm` makes of it.
 
     Args:
-        layout: of the RoIs; None: a layout of its own with the RoIs of this worker as the batch.
-        Others as in `torch.nn.BatchNorm2d`. Inputs are (R, C, ...), R may be 0.
+        layout: layout of the RoIs; None makes a new one, whose batch is the RoIs of this worker.
+        Others: as in `torch.nn.BatchNorm2d`. Inputs are (R, C, ...), R may be 0.
     """
 
     ema_weight: Tensor
@@ -57,12 +59,13 @@ class RoIBatchNorm2d(nn.BatchNorm2d):
     ) -> None:
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
         self.layout = layout or RoILayout()
-        self.plain: type[_BatchNorm] = nn.BatchNorm2d  # what `revert_roi_batchnorm` makes of it
+        self.plain: type[_BatchNorm] = nn.BatchNorm2d
         self._told_lonely = False
         self.last_finite: Tensor | None = None
         # Derived state: 1 whenever ranks were averaged, which they are before every checkpoint.
         ema_weight = torch.ones((), device=device, dtype=torch.float64)
         self.register_buffer("ema_weight", ema_weight, persistent=False)
+        compiled.register_layer(self)
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.jit.is_scripting():
@@ -102,16 +105,19 @@ class RoIBatchNorm2d(nn.BatchNorm2d):
                 "traced, for the groups of the example's RoIs would be frozen; call eval() "
                 "first, with test_stats 'population' (MODEL.ROI_BN.TEST_STATS)"
             )
+        if torch.compiler.is_compiling():
+            return compiled.normalize_compiled(self, x)
         partition = self._partition(x)
-        # Only a RoI of a single position can be a group of a single value.
         population = None
-        if x.shape[2:].numel() == 1 and self.running_mean is not None:
+        if partition.may_hold_single_values(x.shape[2:].numel()) and self.running_mean is not None:
             assert self.running_var is not None
             population = self.running_mean, self.running_var
         y, mean, var, count = partitioned_batch_norm(
             x, self.weight, self.bias, partition, self.eps, population
         )
-        if population is not None and not self._told_lonely and _holds_single(partition, count):
+        # Where only the GPU knows, nothing is said: asking would make the host wait.
+        known = partition.rois is not None or (x.device.type == "cpu" and bool((count == 1).any()))
+        if population is not None and known and not self._told_lonely:
             self._told_lonely = True
             logger.warning(
                 "A normalization batch of %s held a single value per channel; it was normalized "
@@ -134,6 +140,10 @@ class RoIBatchNorm2d(nn.BatchNorm2d):
         assert mean is not None and var is not None and batches is not None
         running = RunningStatistics(mean, var, self.ema_weight, batches)
         self.last_finite = update_running_statistics(running, stats, self.momentum)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        compiled.register_layer(self)
 
     def reset_running_stats(self) -> None:
         super().reset_running_stats()
@@ -159,13 +169,6 @@ class RoIBatchNorm2d(nn.BatchNorm2d):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, batch={self.layout.settings.batch}"
-
-
-def _holds_single(partition: Partition, count: Tensor) -> bool:
-    """Whether some group holds a single RoI, as far as this can be told without waiting."""
-    if partition.rois is not None:
-        return 1 in partition.rois
-    return count.device.type == "cpu" and bool((count == 1).any())
 
 
 def check_values(x: Tensor, eps: float, layer: str) -> None:

@@ -1,7 +1,7 @@
-"""What the BN heads share: layouts that are told the RoIs of each forward, and RoIs that move."""
+"""What the BN heads share: they keep their layouts informed, and move RoIs where they should."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -14,14 +14,18 @@ _Watches = TypeVar("_Watches", bound="WatchesRoIs")
 
 
 class WatchesRoIs(nn.Module):
-    """A mixin for modules that keep RoI layouts informed while they are needed.
+    """A mixin for modules that keep RoI layouts informed while their layers need it.
 
-    Hooks are in place in training, and at inference under mini-batch statistics. Under population
+    Its hooks are in place in training, and at inference with mini-batch statistics. With population
     statistics there are none, so that the module scripts and exports where its parent does.
     """
 
+    if TYPE_CHECKING:  # submodules are those of Detectron2, which has no types
+
+        def __getattr__(self, name: str) -> Any: ...
+
     def watch_rois(self, layout: RoILayout, module: nn.Module) -> None:
-        """Let `layout` record the calls of `module` (see `RoILayout.watch`) when it matters."""
+        """Let `layout` record the calls of `module` (see `RoILayout.watch`) while needed."""
         self.__dict__.setdefault("_watched", []).append((layout, module))
         self.watch(self.training)
 
@@ -35,7 +39,7 @@ class WatchesRoIs(nn.Module):
         return self
 
     def watch(self, on: bool) -> None:
-        """Put the hooks in place, or take them away unless inference needs them."""
+        """Put the hooks in place, or remove them unless inference needs them."""
         for handle in self.__dict__.pop("_handles", []):
             handle.remove()
         self.__dict__["_handles"] = [
@@ -89,13 +93,13 @@ def apply_to_rois(
 
 
 def apply_to_moved_rois(layout: RoILayout, layers: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """`layers(x)` computed after RoI shuffling: features move there, outputs move back.
+    """Compute `layers(x)` after RoI shuffling: move the features there, and the outputs back.
 
     Args:
-        x: (R, ...) this worker's RoI features.
+        x: (R, ...), the features of this worker's RoIs.
 
     Returns:
-        (R, ...), the outputs for this worker's RoIs, in their order.
+        (R, ...), the outputs of this worker's RoIs, in their order.
     """
     moved, plan = layout.shuffle(x)
     return unshuffle_rois(layers(moved), plan)

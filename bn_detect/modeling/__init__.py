@@ -1,4 +1,4 @@
-"""The heads, models and backbones that importing bn_detect registers with Detectron2."""
+"""Heads, models and backbones that Detectron2 finds by name once bn_detect is imported."""
 
 from .. import needs_detectron2  # noqa: F401
 from .backbone import (

@@ -1,42 +1,82 @@
 """Small backbones to train from scratch on a CPU."""
 
 from detectron2.config import CfgNode
-from detectron2.layers import Conv2d, ShapeSpec
+from detectron2.layers import CNNBlockBase, Conv2d, ShapeSpec, get_norm
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from detectron2.modeling.backbone import FPN, BasicStem, ResNet
 from detectron2.modeling.backbone.resnet import BasicBlock
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 @BACKBONE_REGISTRY.register()
 def build_lean_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
-    """ResNet-10: one basic block per stage, res2 to res5 (strides 4 to 32).
+    """Build ResNet-10: one basic block per stage, res2 to res5 (strides 4 to 32).
 
-    Reads `MODEL.RESNETS.NORM`, `STEM_OUT_CHANNELS`, `RES2_OUT_CHANNELS` (doubled by each stage) and
-    `OUT_FEATURES`; stages beyond the last of those are not built. With "GN", channels are
-    multiples of 32. Nothing is frozen.
+    It reads `MODEL.RESNETS.NORM`, `STEM_OUT_CHANNELS`, `RES2_OUT_CHANNELS` (each stage doubles the
+    channels) and `OUT_FEATURES` (stages beyond the last one named there are not built). With "GN",
+    the channels must be multiples of 32. Nothing is frozen.
     """
-    return _lean_resnet(cfg, input_shape, list(cfg.MODEL.RESNETS.OUT_FEATURES))
+    return _lean_resnet(cfg, _stem(cfg, input_shape), list(cfg.MODEL.RESNETS.OUT_FEATURES))
+
+
+@BACKBONE_REGISTRY.register()
+def build_lean_resnet_small_images_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
+    """Build the same for images of some 32 pixels: half the strides, by a stem that does not pool.
+
+    Reads the keys of `build_lean_resnet_backbone`.
+    """
+    stem = SmallStem(
+        input_shape.channels, cfg.MODEL.RESNETS.STEM_OUT_CHANNELS, cfg.MODEL.RESNETS.NORM
+    )
+    return _lean_resnet(cfg, stem, list(cfg.MODEL.RESNETS.OUT_FEATURES))
 
 
 @BACKBONE_REGISTRY.register()
 def build_lean_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """FPN over the ResNet-10 of `build_lean_resnet_backbone`: p2 to p5 (strides 4 to 32).
+    """Build an FPN over the ResNet-10 of `build_lean_resnet_backbone`: p2 to p5 (strides 4 to 32).
 
-    Reads `MODEL.FPN.OUT_CHANNELS` and `NORM` besides, but not `MODEL.RESNETS.OUT_FEATURES`.
+    It also reads `MODEL.FPN.OUT_CHANNELS` and `NORM`, but not `MODEL.RESNETS.OUT_FEATURES`.
     """
     in_features = ["res2", "res3", "res4", "res5"]
     return FPN(
-        bottom_up=_lean_resnet(cfg, input_shape, in_features),
+        bottom_up=_lean_resnet(cfg, _stem(cfg, input_shape), in_features),
         in_features=in_features,
         out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
         norm=cfg.MODEL.FPN.NORM,
     )
 
 
-def _lean_resnet(cfg: CfgNode, input_shape: ShapeSpec, out_features: list[str]) -> ResNet:
+class SmallStem(CNNBlockBase):
+    """One 3x3 convolution of stride 2 with norm and ReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int, norm: str) -> None:
+        super().__init__(in_channels, out_channels, 2)
+        self.conv1 = Conv2d(
+            in_channels,
+            out_channels,
+            3,
+            stride=2,
+            padding=1,
+            bias=not norm,
+            norm=get_norm(norm, out_channels),
+            activation=F.relu,
+        )
+        nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, H, W) -> (N, out_channels, H / 2, W / 2), rounded up."""
+        y: Tensor = self.conv1(x)
+        return y
+
+
+def _stem(cfg: CfgNode, input_shape: ShapeSpec) -> BasicStem:
+    resnets = cfg.MODEL.RESNETS
+    return BasicStem(input_shape.channels, resnets.STEM_OUT_CHANNELS, norm=resnets.NORM)
+
+
+def _lean_resnet(cfg: CfgNode, stem: CNNBlockBase, out_features: list[str]) -> ResNet:
     norm = cfg.MODEL.RESNETS.NORM
-    stem = BasicStem(input_shape.channels, cfg.MODEL.RESNETS.STEM_OUT_CHANNELS, norm=norm)
     stages, channels = [], stem.out_channels
     for i in range(4):
         out_channels = cfg.MODEL.RESNETS.RES2_OUT_CHANNELS * 2**i
@@ -57,12 +97,12 @@ def _lean_resnet(cfg: CfgNode, input_shape: ShapeSpec, out_features: list[str]) 
 class SmallConvBackbone(Backbone):
     """Four 3x3 convolutions with ReLU and without norm: stride 8, a receptive field of 31 pixels.
 
-    What is more than 15 pixels from a position does not reach it, so that the features of objects
-    that lie apart are independent of one another.
+    A pixel more than 15 pixels away does not change the features of a position, so objects that
+    lie apart have independent features.
 
     Args:
-        in_channels: of the image.
-        channels: of each convolution.
+        in_channels: channels of the image.
+        channels: output channels of each convolution.
     """
 
     def __init__(self, in_channels: int = 3, channels: tuple[int, ...] = (16, 24, 32, 32)) -> None:
@@ -80,11 +120,11 @@ class SmallConvBackbone(Backbone):
         self._out_feature_strides = {"p3": 8}
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """(N, C, H, W) images -> p3 (N, channels[-1], H / 8, W / 8)."""
+        """Map images (N, C, H, W) to p3 (N, channels[-1], H / 8, W / 8)."""
         return {"p3": self.body(x)}
 
 
 @BACKBONE_REGISTRY.register()
 def build_small_conv_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SmallConvBackbone:
-    """`SmallConvBackbone` with its default channels."""
+    """Build `SmallConvBackbone` with its default channels."""
     return SmallConvBackbone(input_shape.channels)

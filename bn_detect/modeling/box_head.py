@@ -1,4 +1,4 @@
-"""The box head."""
+"""The box head with an explicit normalization batch."""
 
 import torch
 from detectron2.config import configurable
@@ -43,7 +43,7 @@ class BNConvFCHead(FastRCNNConvFCHead):
         }
 
     def forward(self, x: Tensor) -> Tensor:
-        """(R, C, H, W) pooled features -> (R, fc_dim); (R, conv_dim, H, W) without fc layers."""
+        """Map pooled features (R, C, H, W) to (R, fc_dim), or (R, conv_dim, H, W) without fc."""
         if not torch.jit.is_scripting():
             return apply_to_rois(self.roi_layout, super().forward, x, training=self.training)
         for layer in self:

@@ -1,4 +1,4 @@
-"""Image classification, with an explicit normalization batch over the images."""
+"""An image classifier with an explicit normalization batch over the images."""
 
 from typing import Any
 
@@ -16,19 +16,22 @@ from ..layers.watching import apply_to_rois
 
 @META_ARCH_REGISTRY.register()
 class BNImageClassifier(nn.Module):
-    """A backbone, a mean over positions, a linear layer.
+    """A backbone, then the mean over positions, then a linear layer.
 
     From a config, `MODEL.ROI_BN` is the normalization batch of the backbone where
-    `MODEL.RESNETS.NORM` is "BN"; an image is there what a RoI is elsewhere. With EXCHANGE
-    "features" the images themselves move between the workers.
+    `MODEL.RESNETS.NORM` is "BN"; images take the place of RoIs. With EXCHANGE "features" the images
+    themselves move between the workers.
 
     Args:
-        backbone: one output is used, its last.
+        backbone: its last output is used.
         num_classes: more than 1.
         pixel_mean, pixel_std: per channel of the images, in grey levels.
-        image_batch: the normalization batch of every BatchNorm of the backbone; None leaves it as
-            it is.
+        image_batch: the normalization batch of every BatchNorm of the backbone; None leaves the
+            backbone as it is.
     """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
 
     @configurable
     def __init__(
@@ -67,18 +70,18 @@ class BNImageClassifier(nn.Module):
         return self.pixel_mean.device
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict]:
-        """Losses in training, else predictions.
+        """Return losses in training, and predictions otherwise.
 
         Args:
-            batched_inputs: for each image "image", (C, H, W) in grey levels, all of one size; in
-                training also "label", in [0, num_classes).
+            batched_inputs: one dict per image with "image", (C, H, W) in grey levels, all of one
+                size; in training also with "label", in [0, num_classes).
 
         Returns:
-            In training {"loss_cls": the mean cross-entropy, nats}; else for each image {"scores":
-            (num_classes,) logits}.
+            In training {"loss_cls": the mean cross-entropy in nats}; otherwise one dict per image
+            with "scores": (num_classes,) logits.
 
         Raises:
-            ValueError: images of several sizes.
+            ValueError: the images have several sizes.
         """
         x = self._images(batched_inputs)
         if not self.training:
@@ -106,5 +109,5 @@ class BNImageClassifier(nn.Module):
         return apply_to_rois(self.image_layout, self._network, x, training=self.training)
 
     def _network(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, num_classes)."""
+        """Map images (N, C, H, W) to logits (N, num_classes)."""
         return self.linear(self.backbone(x)[self._feature].mean((2, 3)))

@@ -1,4 +1,4 @@
-"""The keypoint head."""
+"""The keypoint head with an optional norm and an explicit normalization batch."""
 
 import torch
 from detectron2.config import configurable
@@ -52,7 +52,7 @@ class BNKRCNNConvDeconvUpsampleHead(WatchesRoIs, KRCNNConvDeconvUpsampleHead):
         }
 
     def layers(self, x: Tensor) -> Tensor:
-        """(R, C, H, W) pooled features -> (R, num_keypoints, 4H, 4W) heatmap logits."""
+        """Map pooled features (R, C, H, W) to heatmap logits (R, num_keypoints, 4H, 4W)."""
         if not torch.jit.is_scripting():
             return apply_to_rois(self.roi_layout, super().layers, x, training=self.training)
         for layer in self:

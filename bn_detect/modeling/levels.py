@@ -1,6 +1,7 @@
-"""What heads whose layers all feature levels share need for their BatchNorm."""
+"""BatchNorm for heads whose layers all feature levels share."""
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -8,13 +9,13 @@ from ..layers import LevelBatchNorm2d
 
 
 def level_norm(
-    norm: str, num_levels: int, **choices: str
+    norm: str, num_levels: int, **choices: Any
 ) -> Callable[[int], LevelBatchNorm2d] | None:
-    """From channels to a layer over all levels, for "BN" and "SyncBN"; None for other norms.
+    """Return a function that makes a layer from its channels; None where `norm` is another one.
 
     Args:
         norm: "BN": a worker's statistics normalize in training, "SyncBN": those of all workers.
-        num_levels: of the features.
+        num_levels: number of feature levels.
         choices: batch, population, affine, moving_average of `LevelBatchNorm2d`.
     """
     if norm not in ("BN", "SyncBN"):
@@ -25,7 +26,7 @@ def level_norm(
 
 
 def over_levels(layers: Iterable[nn.Module], features: list[Tensor]) -> list[Tensor]:
-    """Apply layer after layer to the features of all levels, finest first."""
+    """Apply the layers in turn to the features of all levels, finest level first."""
     for layer in layers:
         if isinstance(layer, LevelBatchNorm2d):
             features = layer(features)

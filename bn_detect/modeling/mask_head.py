@@ -1,4 +1,4 @@
-"""The mask head."""
+"""The mask head with an explicit normalization batch."""
 
 import torch
 from detectron2.config import configurable
@@ -45,7 +45,7 @@ class BNMaskConvUpsampleHead(WatchesRoIs, MaskRCNNConvUpsampleHead):
         }
 
     def layers(self, x: Tensor) -> Tensor:
-        """(R, C, H, W) pooled features -> (R, num_classes, 2H, 2W) mask logits."""
+        """Map pooled features (R, C, H, W) to mask logits (R, num_classes, 2H, 2W)."""
         if not torch.jit.is_scripting():
             return apply_to_rois(self.roi_layout, super().layers, x, training=self.training)
         for layer in self:

@@ -1,4 +1,4 @@
-"""RetinaNet whose head has BatchNorm with each feature level as a level."""
+"""RetinaNet whose head has BatchNorm that knows the feature levels."""
 
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
@@ -14,7 +14,7 @@ class BNRetinaNetHead(RetinaNetHead):
     """`RetinaNetHead` whose BatchNorm layers are `LevelBatchNorm2d` over the feature levels.
 
     Args:
-        input_shape: of each level.
+        input_shape: shape of each feature level.
         norm: "BN" (the statistics of a worker in training) or "SyncBN" (of all workers) makes them;
             other norms are the parent's.
         batch, population, affine, moving_average: see `LevelBatchNorm2d`.
@@ -49,7 +49,7 @@ class BNRetinaNetHead(RetinaNetHead):
         return {**super().from_config(cfg, input_shape), **level_choices(cfg)}
 
     def forward(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """(N, C, Hi, Wi) for each level -> logits (N, A K, Hi, Wi) and deltas (N, 4 A, Hi, Wi)."""
+        """Map each level (N, C, Hi, Wi) to logits (N, A K, Hi, Wi) and deltas (N, 4 A, Hi, Wi)."""
         if not self._over_levels:
             return super().forward(features)
         logits = over_levels([*self.cls_subnet, self.cls_score], features)
@@ -59,7 +59,7 @@ class BNRetinaNetHead(RetinaNetHead):
 
 @META_ARCH_REGISTRY.register()
 class BNRetinaNet(RetinaNet):
-    """`RetinaNet` that makes itself a `BNRetinaNetHead` from a config."""
+    """`RetinaNet` with a `BNRetinaNetHead` when it is built from a config."""
 
     @configurable
     def __init__(self, **kwargs) -> None:

@@ -1,4 +1,4 @@
-"""RoI heads that tell the BN layers of their box heads which RoI belongs to which image."""
+"""RoI heads that tell the BN layers of their box heads the image and the class of each RoI."""
 
 import torch
 from detectron2.config import configurable
@@ -22,7 +22,8 @@ class _TellsLabels(WatchesRoIs):
     def label_and_sample_proposals(
         self, proposals: list[Instances], targets: list[Instances]
     ) -> list[Instances]:
-        return self._told(super().label_and_sample_proposals(proposals, targets))
+        sample = super().label_and_sample_proposals  # type: ignore[misc]  # of the other parent
+        return self._told(sample(proposals, targets))
 
     def _told(self, sampled: list[Instances]) -> list[Instances]:
         for layout in self.watched_layouts():
@@ -39,8 +40,8 @@ class BNStandardROIHeads(_TellsLabels, StandardROIHeads):
     """
 
     # Constants to TorchScript, as detectron2.export makes them of the parent; not inherited.
-    mask_on: torch.jit.Final[bool]
-    keypoint_on: torch.jit.Final[bool]
+    mask_on: torch.jit.Final[bool]  # type: ignore[misc]  # TorchScript's, set by the parent
+    keypoint_on: torch.jit.Final[bool]  # type: ignore[misc]  # the same
 
     @configurable
     def __init__(self, **kwargs) -> None:
@@ -51,7 +52,7 @@ class BNStandardROIHeads(_TellsLabels, StandardROIHeads):
 
 @ROI_HEADS_REGISTRY.register()
 class BNCascadeROIHeads(_TellsLabels, CascadeROIHeads):
-    """`CascadeROIHeads` for `BNConvFCHead`s: one per stage, with shuffles of their own."""
+    """`CascadeROIHeads` for `BNConvFCHead`s: each stage has one, and draws its own shuffles."""
 
     @configurable
     def __init__(self, **kwargs) -> None:
@@ -76,8 +77,8 @@ class BNRes5ROIHeads(_TellsLabels, Res5ROIHeads):
 
     Args:
         res5: the stage that computes features per RoI.
-        roi_batch: the normalization batch of every BatchNorm in `res5`; None leaves it as it is.
-        Others as in the parent.
+        roi_batch: the normalization batch of every BatchNorm in `res5`; None leaves it alone.
+        Others: as in the parent.
     """
 
     @configurable

@@ -1,4 +1,4 @@
-"""RPN head with a norm, whose BatchNorm knows the feature levels."""
+"""RPN head with a norm; its BatchNorm knows the feature levels."""
 
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import Conv2d, ShapeSpec, get_norm
@@ -15,7 +15,7 @@ class BNRPNHead(StandardRPNHead):
     """`StandardRPNHead` with a norm after each convolution of its tower.
 
     Args:
-        num_levels: feature levels that share it.
+        num_levels: number of feature levels that share the head.
         norm: "BN" (the statistics of a worker in training) and "SyncBN" (of all workers) are
             `LevelBatchNorm2d` over the levels; others see one level at a time, "" is none.
         batch, population, affine, moving_average: see `LevelBatchNorm2d`.
@@ -60,7 +60,7 @@ class BNRPNHead(StandardRPNHead):
         return [self.conv] if isinstance(self.conv, Conv2d) else list(self.conv)
 
     def forward(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """(N, C, Hi, Wi) for each level -> logits (N, A, Hi, Wi) and deltas (N, 4 A, Hi, Wi)."""
+        """Map each level (N, C, Hi, Wi) to logits (N, A, Hi, Wi) and deltas (N, 4 A, Hi, Wi)."""
         if not self._over_levels:
             return super().forward(features)
         for conv in self._convs():

@@ -5,19 +5,22 @@ Needs torch alone, and the library of the detector that is probed (see `adapters
 
 from typing import Any
 
-from .bootstrap import Interval
 from .decompose import DecompositionReport, DecompositionRow, decomposition
+from .intervals import Contrast, Interval
 from .jacobian import JacobianReport, cross_roi_jacobian
 from .probing import own_batch
 from .registry import PROBES, Probe
 from .statistics import LayerBits, StatisticsReport, statistics_probe
 from .swap import companion_swap
-from .swap_report import FlipExample, Swap, SwapReport
+from .swap_report import Dependence, Swap, SwapReport, SwapRow
+from .swap_targets import FlipExample
 
 __all__ = [
     "PROBES",
+    "Contrast",
     "DecompositionReport",
     "DecompositionRow",
+    "Dependence",
     "FlipExample",
     "Interval",
     "JacobianReport",
@@ -26,6 +29,7 @@ __all__ = [
     "StatisticsReport",
     "Swap",
     "SwapReport",
+    "SwapRow",
     "companion_swap",
     "cross_roi_jacobian",
     "decomposition",

@@ -1,11 +1,10 @@
 """Bits about labels that a linear classifier reads from vectors, against a permuted null."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-Array = np.ndarray[Any, np.dtype[Any]]
+from .intervals import Array
 
 FOLDS, DIMENSIONS = 5, 16
 PENALTIES = (0.3, 3.0, 30.0, 300.0)

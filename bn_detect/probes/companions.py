@@ -1,22 +1,233 @@
-"""Companions that take the place of a RoI's own: as many, and as many of them foreground."""
+"""The companion swaps: which RoIs take the place of a RoI's companions in its normalization batch.
+
+Each swap changes one thing about the companions and keeps the others. Its null draws companions
+from the RoI's own images by a like rule: it shows what an exchange of RoIs does by itself.
+
+| swap | companions are | number of foreground | classes | from | null |
+|---|---|---|---|---|---|
+| plain | foreign | kept | any | one image for each image | resampled |
+| same_class | foreign | kept | kept | as few images as possible | resampled_class |
+| any_class | foreign | kept | any | as many images as same_class | resampled_class |
+| other_class | foreign | kept | none of the group's | as few images as possible | resampled_class |
+| foreground | own images' | that of a foreign image | own | the same images | resampled_class |
+
+any_class is the control of same_class. same_class often has to mix RoIs of several images, which
+averages out what is special to each of them, such as its light; any_class takes as many foreground
+and background RoIs from each of as many images, and leaves only the classes to chance. plain, where
+a whole image replaces a whole image, is the strongest change, but not comparable in this respect.
+
+No swap but plain takes a RoI twice. Where a rule finds too few RoIs, the swap is not measured.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from .pool import Pool, shuffled
 from .rois import RoIs
+
+NULLS = {
+    "plain": "resampled",
+    "same_class": "resampled_class",
+    "any_class": "resampled_class",
+    "other_class": "resampled_class",
+    "foreground": "resampled_class",
+}
+
+
+@dataclass(frozen=True)
+class Companions:
+    """RoIs of a pool that take the place of a RoI's companions, in the order of those.
+
+    Attributes:
+        picks: (M,) indices into `pool`.
+        filled: whether plain had to take RoIs of other images than one for each, or some twice.
+    """
+
+    pool: Pool
+    picks: Tensor
+    filled: bool = False
+
+
+class Swaps:
+    """The companions of the RoIs of one batch under every swap and null.
+
+    Args:
+        rois: the batch.
+        again: a second sample of its RoIs.
+        foreign: RoIs of other batches; plain and foreground look at the first alone.
+        generator: of the choices of plain and its null.
+        seed: of the other choices.
+    """
+
+    def __init__(
+        self,
+        rois: RoIs,
+        again: RoIs,
+        foreign: Sequence[RoIs],
+        generator: torch.Generator,
+        seed: int,
+    ) -> None:
+        self._rois, self._generator = rois, generator
+        self._next, self._again, self._foreign = Pool(foreign[:1]), Pool([again]), Pool(foreign)
+        self._own = Pool([again, rois], same_images=True)
+        self._distinct = self._own.free
+        partner = torch.randperm(rois.num_images, generator=generator)
+        self._partner = partner % foreign[0].num_images
+        self._images = torch.arange(rois.num_images)
+        self._seeded = torch.Generator().manual_seed(seed)
+
+    def companions(self, group: Tensor, index: int) -> dict[str, Companions]:
+        """Return the companions of a RoI, without the swaps and nulls for which there are too few.
+
+        Args:
+            group: indices of the RoIs that meet in the head, `index` among them.
+        """
+        members = group[group != index]
+        plain = self._plain(members)
+        if plain is None:  # no foreign RoI of a kind at all
+            return {}
+        self._own.free = self._distinct & ~self._own.at(self._rois, index)
+        same_class = self._same_class(members)
+        found = {
+            "plain": plain,
+            "resampled": self._resampled(members, index),
+            "same_class": same_class,
+            "any_class": same_class and self._any_class(members, same_class.picks),
+            "other_class": self._other_class(members, group),
+            "foreground": self._foreground_of_partner(members, index),
+            "resampled_class": self._resampled_class(members),
+        }
+        return {name: each for name, each in found.items() if each is not None}
+
+    def _plain(self, members: Tensor) -> Companions | None:
+        rois, pool = self._rois, self._next
+        picks = replacements(rois, members, pool, self._partner, self._generator, fill=True)
+        if picks is None:
+            return None
+        elsewhere = (pool.image[picks] != self._partner[rois.image[members]]).any()
+        return Companions(pool, picks, bool(elsewhere) or len(picks.unique()) < len(picks))
+
+    def _resampled(self, members: Tensor, index: int) -> Companions | None:
+        rois, pool = self._rois, self._again
+        never = pool.at(rois, index)
+        picks = replacements(
+            rois, members, pool, self._images, self._generator, fill=False, never=never
+        )
+        return None if picks is None else Companions(pool, picks)
+
+    def _same_class(self, members: Tensor) -> Companions | None:
+        return self._from_few_images(self._rois.labels[members], self._foreign.labels)
+
+    def _other_class(self, members: Tensor, group: Tensor) -> Companions | None:
+        pool = self._foreign
+        present = torch.isin(pool.labels, self._rois.labels[group].unique())
+        kinds = pool.foreground.long().masked_fill(pool.foreground & present, -1)
+        return self._from_few_images(self._rois.foreground[members].long(), kinds)
+
+    def _from_few_images(self, wanted: Tensor, kinds: Tensor) -> Companions | None:
+        """Draw foreign RoIs, at each step from the image that has most of those still wanted.
+
+        Args:
+            wanted: (M,) the kind of each companion, numbered from 0.
+            kinds: (len(pool),) the kind of each foreign RoI, -1 for those that are none.
+        """
+        pool, number = self._foreign, int(wanted.max()) + 1
+        usable = (kinds >= 0) & (kinds < number)
+        flat = (pool.image * number + kinds)[usable]
+        counts = torch.bincount(flat, minlength=pool.num_images * number).view(-1, number)
+        left = torch.bincount(wanted, minlength=number)
+        if (counts.sum(0) < left).any():
+            return None
+        picks = torch.full_like(wanted, -1)
+        counts = counts.clone()
+        order = torch.randperm(pool.num_images, generator=self._seeded)  # breaks ties
+        while left.any():
+            image = order[torch.minimum(counts[order], left).sum(1).argmax()]
+            taken = torch.minimum(counts[image], left)
+            for kind in taken.nonzero()[:, 0]:
+                chosen = (pool.image == image) & (kinds == kind)
+                drawn = pool.shuffled(chosen, self._seeded)[: taken[kind]]
+                rows = ((wanted == kind) & (picks < 0)).nonzero()[:, 0][: taken[kind]]
+                picks[rows] = drawn
+            left -= taken
+            counts[image] = 0
+        return Companions(pool, picks)
+
+    def _any_class(self, members: Tensor, same_class: Tensor) -> Companions | None:
+        """Draw as many RoIs of each kind from as many images as `same_class` (M,) has."""
+        pool, foreground = self._foreign, self._rois.foreground[members]
+        source = pool.image[same_class]
+        picks = torch.full_like(members, -1)
+        images = torch.randperm(pool.num_images, generator=self._seeded).tolist()
+        for model in source.unique()[torch.bincount(source)[source.unique()].argsort()].flip(0):
+            rows = [((source == model) & (foreground == kind)).nonzero()[:, 0] for kind in (0, 1)]
+            for image in images:
+                there = [
+                    pool.shuffled((pool.image == image) & (pool.foreground == kind), self._seeded)
+                    for kind in (0, 1)
+                ]
+                if all(len(t) >= len(r) for t, r in zip(there, rows, strict=True)):
+                    break
+            else:
+                return None
+            images.remove(image)
+            for t, r in zip(there, rows, strict=True):
+                picks[r] = t[: len(r)]
+        return Companions(pool, picks)
+
+    def _resampled_class(self, members: Tensor) -> Companions | None:
+        rois, wanted = self._rois, []
+        for image in rois.image[members].unique():
+            of_image = rois.image[members] == image
+            for label in rois.labels[members][of_image].unique():
+                rows = of_image & (rois.labels[members] == label)
+                there = (self._own.image == image) & (self._own.labels == label)
+                wanted.append((rows.nonzero()[:, 0], there))
+        return self._from_own(members, wanted)
+
+    def _foreground_of_partner(self, members: Tensor, index: int) -> Companions | None:
+        """Draw own RoIs, of which as many are foreground as in the image that plain would take.
+
+        None, too, where each image has that many: then nothing is left to compare.
+        """
+        rois, foreign, wanted = self._rois, self._next, []
+        same = True
+        for image in rois.image[members].unique():
+            rows = (rois.image[members] == image).nonzero()[:, 0]
+            of_partner = foreign.foreground[foreign.image == self._partner[image]]
+            target = int(rois.foreground[index] & (rois.image[index] == image))
+            number = min(max(int(of_partner.sum()) - target, 0), len(rows))
+            same &= number == int(rois.foreground[members][rows].sum())
+            for kind, part in ((1, rows[:number]), (0, rows[number:])):
+                there = (self._own.image == image) & (self._own.foreground == kind)
+                wanted.append((part, there))
+        return None if same else self._from_own(members, wanted)
+
+    def _from_own(self, members: Tensor, wanted: list[tuple[Tensor, Tensor]]) -> Companions | None:
+        """Draw RoIs of the own images: for some rows of `members`, from where a mask is True."""
+        picks = torch.full_like(members, -1)
+        for rows, there in wanted:
+            drawn = self._own.shuffled(there, self._seeded)[: len(rows)]
+            if len(drawn) < len(rows):
+                return None
+            picks[rows] = drawn
+        return Companions(self._own, picks)
 
 
 def replacements(
     rois: RoIs,
     members: Tensor,
-    pool: RoIs,
+    pool: Pool,
     source: Tensor,
     generator: torch.Generator,
     *,
     fill: bool,
     never: Tensor | None = None,
 ) -> Tensor | None:
-    """A RoI of `pool` for each of `members`, of the same kind (foreground or background).
+    """Draw a RoI of `pool` for each of `members`, of the same kind (foreground or background).
 
     Args:
         members: (M,) indices into `rois` of the companions to replace.
@@ -37,7 +248,7 @@ def replacements(
             wanted = (rois.image[members] == image) & (rois.foreground[members] == kind)
             there = of_kind & ~used & (pool.image == source[image])
             rows = wanted.nonzero()[:, 0]
-            drawn = _shuffled(there, generator)[: len(rows)]
+            drawn = shuffled(there, generator)[: len(rows)]
             picks[rows[: len(drawn)]] = drawn
             used[drawn] = True
         rows = ((picks < 0) & (rois.foreground[members] == kind)).nonzero()[:, 0]
@@ -45,22 +256,10 @@ def replacements(
             continue
         if not fill or not of_kind.any():
             return None
-        others = _shuffled(of_kind & ~used, generator)
-        again = _shuffled(of_kind, generator)
+        others = shuffled(of_kind & ~used, generator)
+        again = shuffled(of_kind, generator)
         again = again.repeat(-(-len(rows) // len(again)))
         drawn = torch.cat([others, again])[: len(rows)]
         picks[rows] = drawn
         used[drawn] = True
     return picks
-
-
-def same_place(rois: RoIs, index: int, pool: RoIs) -> Tensor:
-    """(len(pool),) bool: the RoIs of `pool` with the image number and the box of one of `rois`."""
-    same_box = (pool.boxes == rois.boxes[index]).all(1).cpu()
-    return same_box & (pool.image == rois.image[index])
-
-
-def _shuffled(chosen: Tensor, generator: torch.Generator) -> Tensor:
-    """The indices where `chosen`, in random order."""
-    indices = chosen.nonzero()[:, 0]
-    return indices[torch.randperm(len(indices), generator=generator)]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..layers import NormalizationBatch
 from .adapters.heads import RoIHead
 from .batches import take
-from .bootstrap import Interval, bootstrap
+from .intervals import Interval, bootstrap
 from .probing import probing
 from .rois import RoIs
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+Place = tuple[str | None, tuple[float, ...]]  # an image file, and x0, y0, x1, y1 in its pixels
+
 
 @dataclass(frozen=True)
 class RoIs:
@@ -50,3 +52,7 @@ class RoIs:
         """Return x0, y0, x1, y1 of one RoI in pixels of the original image."""
         scale = self.scale[self.image[index]]
         return tuple((self.boxes[index] * scale.repeat(2)).tolist())
+
+    def place(self, index: int) -> Place:
+        """Return the file of a RoI's image and its box in pixels of that."""
+        return self.files[self.image[index]], self.original_box(index)

@@ -1,10 +1,11 @@
 """Companion swap: what happens to a RoI when the others in its normalization batch change.
 
 The causal measure of leakage: the same RoI, the same weights, other companions. A head that looks
-at each RoI by itself does not notice.
+at each RoI by itself does not notice. `companions` says which swaps there are.
 """
 
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,10 +14,12 @@ from torch import Tensor, nn
 from ..layers import NormalizationBatch
 from .adapters.heads import Outputs, RoIHead
 from .batches import take
-from .companions import replacements, same_place
+from .companions import Companions, Swaps
+from .pool import Pool
 from .probing import probing
 from .rois import RoIs
-from .swap_report import FlipExample, Place, Reading, SwapReport, Target, swap_report
+from .swap_report import SwapReport, swap_report
+from .swap_targets import FlipExample, Reading, Target
 
 SHOWN = 12  # companions of each kind in an example of a flip
 
@@ -28,88 +31,118 @@ def companion_swap(
     *,
     partition: NormalizationBatch | None = None,
     targets_per_image: int = 4,
+    foreign_batches: int = 3,
     seed: int = 0,
 ) -> SwapReport:
-    """Measure leakage: exchange the companions of RoIs for such from other images.
+    """Measure leakage: exchange the companions of RoIs and see what becomes of their loss.
 
-    RoIs are sampled as in training. Of each image some are targets, half of them foreground where
+    RoIs are sampled as in training. In each image some are targets, half of them foreground where
     there are enough. The head normalizes with mini-batch statistics and runs on a target's group
-    three times: as it is; with every companion replaced by one of the same kind (foreground or
-    background) from another image, each image of the group by one image of the next batch; and, as
-    the null, with every companion replaced by one of a second sample of its own image. Features
-    come from the same maps throughout, and the target keeps its row, so that a head without
-    cross-talk gives exactly 0.
+    as it is, and once more for each swap of `companions` and for each of their nulls. Features come
+    from the same maps throughout and the target keeps its row, so that a head without cross-talk
+    changes by exactly 0.
+
+    The swaps answer three questions, each by a difference that holds everything else fixed:
+
+    * label leakage, any_class - same_class: does the loss depend on the companions' classes?
+    * image dependence, same_class - resampled_class: does it depend on the image that companions
+      come from, where their classes stay? A head may have learned to remove an image's light or
+      stain: no cheating, but it fails under population statistics just as well. Where images of the
+      same classes look alike in other respects, too, this is a lower bound.
+    * foreground dependence, foreground - resampled_class: does it depend on how many companions are
+      foreground?
 
     The model is left as it was: buffers, modes, hooks and random number generators.
 
     Args:
-        model: see `probing.find_head`.
+        model: see `adapters.find_head`.
         loader: batches with ground truth, as the model is trained with; the images of a batch are
             those that training has in one process at a time.
-        num_batches: at least 2; the companions for the last batch are from the first.
-        partition: the normalization batch to probe; None: the head's own.
-        targets_per_image: cost is two forwards of a group for each.
+        num_batches: at least 2; the companions for the last batches come from the first.
+        partition: the normalization batch to probe; None: as `own_batch` says.
+        targets_per_image: each costs seven forwards of its group.
+        foreign_batches: the number of following batches that foreign companions come from (plain:
+            from the next alone). More of them let more RoIs be measured, for more memory.
         seed: of all choices.
 
     Raises:
-        ValueError: settings that cannot work, a loader that ends early, a model of a kind that is
-            not known.
+        ValueError: an argument is too small, a loader ends early, or see `probing.probing`.
     """
-    if num_batches < 2:
-        raise ValueError(
-            f"num_batches is {num_batches}; it must be at least 2, for companions come from another"
-        )
-    if targets_per_image < 1:
-        raise ValueError(f"targets_per_image is {targets_per_image}; it must be at least 1")
+    for name, value, least in (
+        ("num_batches", num_batches, 2),  # foreign companions come from another batch
+        ("targets_per_image", targets_per_image, 1),
+        ("foreign_batches", foreign_batches, 1),
+    ):
+        if value < least:
+            raise ValueError(f"{name} is {value}; it must be at least {least}")
     generator = torch.Generator().manual_seed(seed)
     targets: list[Target] = []
     flips: list[tuple[Target, FlipExample]] = []
     first_image = 0
     with probing(model, partition, seed) as (head, groups), torch.no_grad():
-        for step, samples in enumerate(_with_foreign(head, loader, num_batches)):
-            rois = samples[0]
+        batches = _with_foreign(head, loader, num_batches, min(foreign_batches, num_batches - 1))
+        for step, (rois, again, foreign) in enumerate(batches):
             weights = _draw_targets(rois, targets_per_image, generator)
-            partner = torch.randperm(rois.num_images, generator=generator)
+            swaps = Swaps(rois, again, foreign, generator, seed + step)
             for group in groups(rois, step):
-                swapper = _Group(head, group, *samples, partner, generator)
+                own: Outputs | None = None
                 for index in sorted(weights.keys() & set(group.tolist())):
-                    found = swapper.measure(index)
-                    if found is None:
+                    companions = swaps.companions(group, index)
+                    if not companions:
                         continue
-                    readings, flip = found
+                    if own is None:
+                        own = head(rois.features[group])
+                    row = int((group == index).nonzero())
+                    readings = {"own": _read(head, own, row, rois, index)}
+                    for name, each in companions.items():
+                        outputs = _among(head, rois, group, row, each)
+                        readings[name] = _read(head, outputs, row, rois, index)
                     target = Target(
-                        first_image + int(rois.image[index]),
-                        int(rois.labels[index]),
-                        bool(rois.foreground[index]),
-                        weights[index],
-                        *readings,
+                        image=first_image + int(rois.image[index]),
+                        label=int(rois.labels[index]),
+                        foreground=bool(rois.foreground[index]),
+                        weight=weights[index],
+                        readings=readings,
+                        filled=companions["plain"].filled,
                     )
                     targets.append(target)
-                    if flip is not None:
-                        flips.append((target, flip))
+                    if readings["own"].prediction != readings["plain"].prediction:
+                        plain = companions["plain"]
+                        flips.append((target, _flip(rois, group, index, plain, readings)))
             first_image += rois.num_images
     return swap_report(targets, flips, head.background, seed)
 
 
 def _with_foreign(
-    head: RoIHead, loader: Iterable[Any], num_batches: int
-) -> Iterator[tuple[RoIs, RoIs, RoIs]]:
-    """Of each batch two samples of its RoIs, and one of the next batch's; after the last, the
-    first."""
-    first = before = None
+    head: RoIHead, loader: Iterable[Any], num_batches: int, foreign_batches: int
+) -> Iterator[tuple[RoIs, RoIs, Sequence[RoIs]]]:
+    """Yield two samples of each batch's RoIs, with those of the batches after it.
+
+    After the last batch comes the first again.
+    """
+    first: list[RoIs] = []
+    waiting: deque[tuple[RoIs, RoIs]] = deque()
+
+    def ready() -> tuple[RoIs, RoIs, Sequence[RoIs]]:
+        return *waiting.popleft(), [rois for rois, _ in list(waiting)[:foreign_batches]]
+
     for batch in take(loader, num_batches, "companion swap"):
         rois, again = head.sample(batch, times=2)
-        if before is None:
-            first = rois
-        else:
-            yield *before, rois
-        before = rois, again
-    assert before is not None and first is not None
-    yield *before, first
+        waiting.append((rois, again))
+        if len(first) < foreign_batches:
+            first.append(rois)
+        if len(waiting) > foreign_batches:
+            yield ready()
+    waiting.extend((rois, rois) for rois in first)
+    for _ in first:
+        yield ready()
 
 
 def _draw_targets(rois: RoIs, per_image: int, generator: torch.Generator) -> dict[int, float]:
-    """Index -> how many RoIs it stands for: those of its image and kind, per target among them."""
+    """Draw targets and map the index of each to its weight.
+
+    The weight is the number of RoIs of its image and kind, divided by the targets among them.
+    """
     weights: dict[int, float] = {}
     for image in range(rois.num_images):
         kinds = [
@@ -123,89 +156,35 @@ def _draw_targets(rois: RoIs, per_image: int, generator: torch.Generator) -> dic
     return weights
 
 
-class _Group:
-    """The RoIs that meet in the head, and what comes out for one of them among others.
-
-    Args:
-        group: indices into `rois`. again: a second sample of the same images. foreign: of other
-            images, `partner` (B,) being the one that replaces each image.
-    """
-
-    def __init__(
-        self,
-        head: RoIHead,
-        group: Tensor,
-        rois: RoIs,
-        again: RoIs,
-        foreign: RoIs,
-        partner: Tensor,
-        generator: torch.Generator,
-    ) -> None:
-        self._head, self._group, self._generator = head, group, generator
-        self._rois, self._again, self._foreign = rois, again, foreign
-        self._partner = partner % foreign.num_images
-        self._own: Outputs | None = None
-
-    def measure(
-        self, index: int
-    ) -> tuple[tuple[Reading, Reading, Reading | None], FlipExample | None] | None:
-        """The own, swapped and resampled readings of a RoI; None without foreign companions."""
-        rois, others = self._rois, self._group != index
-        members = self._group[others]
-        picks = replacements(
-            rois, members, self._foreign, self._partner, self._generator, fill=True
-        )
-        if picks is None:
-            return None
-        if self._own is None:
-            self._own = self._head(rois.features[self._group])
-        row = int((~others).nonzero())
-        own = self._read(self._own, row, index)
-        swapped = self._among(self._foreign, picks, others, index)
-        resampled = None
-        same_images = torch.arange(rois.num_images)
-        picks_again = replacements(
-            rois,
-            members,
-            self._again,
-            same_images,
-            self._generator,
-            fill=False,
-            never=same_place(rois, index, self._again),
-        )
-        if picks_again is not None:
-            resampled = self._among(self._again, picks_again, others, index)
-        flip = None
-        if own.prediction != swapped.prediction:
-            flip = FlipExample(
-                *_place(rois, index),
-                int(rois.labels[index]),
-                own.prediction,
-                swapped.prediction,
-                _places(rois, members),
-                _places(self._foreign, picks),
-            )
-        return (own, swapped, resampled), flip
-
-    def _among(self, pool: RoIs, picks: Tensor, others: Tensor, index: int) -> Reading:
-        """The reading of a RoI that stays in its row, the other rows being `picks` of `pool`."""
-        features = self._rois.features[self._group]
-        features[others] = pool.features[picks]
-        return self._read(self._head(features), int((~others).nonzero()), index)
-
-    def _read(self, outputs: Outputs, row: int, index: int) -> Reading:
-        outputs, rois, head = outputs.row(row), self._rois, self._head
-        return Reading(
-            head.class_loss(outputs.logits, rois.labels[index : index + 1]).item(),
-            head.box_loss(outputs, rois, index) if rois.foreground[index] else 0.0,
-            int(head.predictions(outputs.logits)),
-        )
+def _among(head: RoIHead, rois: RoIs, group: Tensor, row: int, companions: Companions) -> Outputs:
+    """Run the head on a group in which every row but one is replaced."""
+    features = rois.features[group]
+    features[torch.arange(len(group)) != row] = companions.pool.features(companions.picks)
+    return head(features)
 
 
-def _places(rois: RoIs, indices: Tensor) -> tuple[Place, ...]:
-    foreground_first = indices[(~rois.foreground[indices]).int().argsort(stable=True)]
-    return tuple(_place(rois, index) for index in foreground_first[:SHOWN].tolist())
+def _read(head: RoIHead, outputs: Outputs, row: int, rois: RoIs, index: int) -> Reading:
+    outputs = outputs.row(row)
+    return Reading(
+        head.class_loss(outputs.logits, rois.labels[index : index + 1]).item(),
+        head.box_loss(outputs, rois, index) if rois.foreground[index] else 0.0,
+        int(head.predictions(outputs.logits)),
+    )
 
 
-def _place(rois: RoIs, index: int) -> Place:
-    return rois.files[rois.image[index]], rois.original_box(index)
+def _flip(
+    rois: RoIs, group: Tensor, index: int, plain: Companions, readings: dict[str, Reading]
+) -> FlipExample:
+    own = Companions(Pool([rois]), group[group != index])
+    shown = []
+    for companions in (own, plain):
+        pool, picks = companions.pool, companions.picks
+        foreground_first = picks[(~pool.foreground[picks]).int().argsort(stable=True)]
+        shown.append(tuple(pool.place(pick) for pick in foreground_first[:SHOWN].tolist()))
+    return FlipExample(
+        *rois.place(index),
+        int(rois.labels[index]),
+        readings["own"].prediction,
+        readings["plain"].prediction,
+        *shown,
+    )

@@ -1,81 +1,24 @@
-"""What a companion swap found."""
+"""The report of a companion swap: means over RoIs with their intervals, and the verdict."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from tabulate import tabulate
 
-from .bootstrap import Interval, bootstrap
-
-FLIPS = 8  # examples that a report keeps
-
-Place = tuple[str | None, tuple[float, ...]]  # an image file, and x0, y0, x1, y1 in its pixels
-
-
-@dataclass(frozen=True)
-class Reading:
-    """Of a RoI in one group: classification loss (nats), box loss (0 for background), class."""
-
-    classification: float
-    box: float
-    prediction: int
-
-
-@dataclass(frozen=True)
-class FlipExample:
-    """A RoI whose prediction depends on its companions; what a picture of it needs.
-
-    Attributes:
-        file_name: of its image; None where unknown. box: x0, y0, x1, y1 in that image's pixels.
-        label, own_prediction, swapped_prediction: class indices in the model's own convention.
-        own_companions, foreign_companions: (file_name, box) of some of them, foreground first.
-    """
-
-    file_name: str | None
-    box: tuple[float, ...]
-    label: int
-    own_prediction: int
-    swapped_prediction: int
-    own_companions: tuple[Place, ...]
-    foreign_companions: tuple[Place, ...]
-
-
-@dataclass(frozen=True)
-class Target:
-    """One RoI that was measured.
-
-    Attributes:
-        image: number of its image in the run of the probe.
-        label: class index. foreground: whether it is none of background.
-        weight: how many RoIs it stands for: those of its image and kind, per target among them.
-        own, swapped, resampled: readings under its own companions, under foreign ones, and under
-            others of its own images (None where there were too few).
-    """
-
-    image: int
-    label: int
-    foreground: bool
-    weight: float
-    own: Reading
-    swapped: Reading
-    resampled: Reading | None
-
-    @property
-    def change(self) -> float:
-        """Of the classification loss, swapped minus own."""
-        return self.swapped.classification - self.own.classification
+from .companions import NULLS
+from .intervals import Contrast, Interval, bootstrap, contrast, holm, rate
+from .swap_targets import FlipExample, Target, chosen, columns
 
 
 @dataclass(frozen=True)
 class Swap:
-    """What swapping companions does to a loss.
+    """What the plain swap does to a loss.
 
     Attributes:
         own: the loss under the RoIs' own companions.
         change: the loss under companions from other images, minus `own`.
-        null: the loss under other RoIs of the own companions' images, minus `own`: what resampling
-            alone does.
+        null: the loss under other RoIs of the own companions' images, minus `own`.
     """
 
     own: Interval
@@ -84,27 +27,64 @@ class Swap:
 
 
 @dataclass(frozen=True)
-class SwapReport:
-    """What `companion_swap` found; `print` shows a table.
-
-    Means are over RoIs as training samples them: targets are drawn half from foreground, and weigh
-    as many RoIs as they stand for. Intervals are 95%, by bootstrap over images. A head leaks where
-    `change` is above 0 and above `null`; slightly below 0 is no leakage: companions from a RoI's
-    own image may do it a little harm.
+class SwapRow:
+    """One swap beside its null, on the RoIs for which there were companions of both.
 
     Attributes:
-        classification, classification_foreground, classification_background: classification loss
-            in nats, of all, of foreground and of background RoIs.
-        box: box loss of a foreground RoI, in the loss's own units.
+        change, null: of the classification loss in nats, against the RoIs' own companions.
         flip_rate, null_flip_rate: share of RoIs whose predicted class changes.
+        rois: how many were measured.
+        not_measured: how many were not: the rule found too few companions or, for foreground, the
+            number would not change.
+    """
+
+    change: Interval
+    null: Interval
+    flip_rate: Interval
+    null_flip_rate: Interval
+    rois: int
+    not_measured: int
+
+
+@dataclass(frozen=True)
+class Dependence:
+    """A difference between two swaps of the same RoIs, in nats of classification loss.
+
+    Attributes:
+        all: over RoIs as training samples them; the verdict is about this one.
+        foreground: over foreground RoIs alone.
+    """
+
+    all: Contrast
+    foreground: Contrast
+
+
+@dataclass(frozen=True)
+class SwapReport:
+    """The result of `companion_swap`; `print` shows its tables.
+
+    Means are over RoIs as training samples them: targets are drawn half from foreground, and weigh
+    as many RoIs as they stand for. Intervals are 95%: of means by bootstrap over images, of rates
+    exact. A head leaks where `change` is above 0 and above `null`; slightly below 0 is no leakage:
+    companions from a RoI's own image may do it a little harm.
+
+    Attributes:
+        classification, classification_foreground, classification_background: the plain swap's
+            classification loss in nats, of all, of foreground and of background RoIs.
+        box: the same of the box loss of foreground RoIs, in the loss's own units.
+        flip_rate, null_flip_rate: share of RoIs whose predicted class changes in the plain swap.
+        swaps: every swap of `companions`, by name.
+        label_leakage, image_dependence, foreground_dependence: see `companion_swap`.
+        verdict: what the head reads, by these three, corrected for being three (Holm).
         images, rois: how many were measured.
+        filled: RoIs for which plain had to take companions of more images, or some twice.
         background: the class index of background.
         per_roi: the RoIs that were measured, column by column: "image" (its number in this run of
-            the probe), "label", "weight" (how many RoIs it stands for), and "own_...",
-            "swapped_..." and "resampled_..." for each of `Reading`; None where nothing could be
-            resampled.
-        flips: at most 8 examples, of different images; foreground before background, and those
-            whose loss rises most first.
+            the probe), "label", "weight" (how many RoIs it stands for), and three columns for its
+            own companions ("own_...") and for every swap and null: "..._classification",
+            "..._box", "..._prediction"; None where it was not measured. "swapped" is plain.
+        flips: at most 8 examples of the plain swap, of different images; foreground before
+            background, and those whose loss rises most first.
     """
 
     classification: Swap
@@ -113,8 +93,14 @@ class SwapReport:
     box: Swap
     flip_rate: Interval
     null_flip_rate: Interval
+    swaps: dict[str, SwapRow]
+    label_leakage: Dependence
+    image_dependence: Dependence
+    foreground_dependence: Dependence
+    verdict: str
     images: int
     rois: int
+    filled: int
     background: int
     per_roi: dict[str, list[Any]]
     flips: tuple[FlipExample, ...]
@@ -129,7 +115,24 @@ class SwapReport:
         rows = [[name, swap.own, swap.change, swap.null] for name, swap in losses.items()]
         rows.append(["flipped predictions", "", self.flip_rate, self.null_flip_rate])
         headers = [f"{self.rois} RoIs of {self.images} images", "loss", "swapped", "resampled"]
-        return str(tabulate(rows, headers=headers, disable_numparse=True))
+        plain = tabulate(rows, headers=headers, disable_numparse=True)
+        rows = [
+            [name, s.change, s.null, s.flip_rate, s.null_flip_rate, s.rois, s.not_measured]
+            for name, s in self.swaps.items()
+        ]
+        headers = ["companions", "change (nats)", "null", "flipped", "null", "RoIs", "not measured"]
+        every = tabulate(rows, headers=headers, disable_numparse=True)
+        rows = [
+            [name, d.all, d.foreground, f"{d.all.p:.4f}", f"{d.all.detectable:.4f}", d.all.rois]
+            for name, d in (
+                ("label leakage", self.label_leakage),
+                ("image dependence", self.image_dependence),
+                ("foreground dependence", self.foreground_dependence),
+            )
+        ]
+        headers = ["nats", "all RoIs", "foreground", "p", "detectable", "RoIs"]
+        differences = tabulate(rows, headers=headers, disable_numparse=True)
+        return f"{plain}\n\n{every}\n\n{differences}\n\nThe head {self.verdict}."
 
 
 def swap_report(
@@ -138,66 +141,90 @@ def swap_report(
     background: int,
     seed: int,
 ) -> SwapReport:
-    """The report of all targets, with those that flip; `seed` of the bootstrap."""
+    """Summarize the targets, and those that flip; `seed` of the bootstrap."""
     foreground = [t for t in targets if t.foreground]
+    swaps = {name: _row(targets, name, null, seed) for name, null in NULLS.items()}
+    label = _dependence(targets, "any_class", "same_class", seed)
+    image = _dependence(targets, "same_class", "resampled_class", seed)
+    number = _dependence(targets, "foreground", "resampled_class", seed)
     return SwapReport(
-        _swap(targets, "classification", seed),
-        _swap(foreground, "classification", seed),
-        _swap([t for t in targets if not t.foreground], "classification", seed),
-        _swap(foreground, "box", seed),
-        flip_rate=_flip_rate([(t, t.swapped) for t in targets], seed),
-        null_flip_rate=_flip_rate([(t, t.resampled) for t in targets if t.resampled], seed),
+        _plain(targets, "classification", seed),
+        _plain(foreground, "classification", seed),
+        _plain([t for t in targets if not t.foreground], "classification", seed),
+        _plain(foreground, "box", seed),
+        flip_rate=_rate(targets, "plain", seed),
+        null_flip_rate=_rate(targets, "resampled", seed),
+        swaps=swaps,
+        label_leakage=label,
+        image_dependence=image,
+        foreground_dependence=number,
+        verdict=_verdict(label, image, number),
         images=len({t.image for t in targets}),
         rois=len(targets),
+        filled=sum(t.filled for t in targets),
         background=background,
-        per_roi=_columns(targets),
-        flips=_chosen(flips),
+        per_roi=columns(targets),
+        flips=chosen(flips),
     )
 
 
-def _columns(targets: Sequence[Target]) -> dict[str, list[Any]]:
-    columns: dict[str, list[Any]] = {
-        "image": [t.image for t in targets],
-        "label": [t.label for t in targets],
-        "weight": [t.weight for t in targets],
-    }
-    for under in ("own", "swapped", "resampled"):
-        for field in fields(Reading):
-            found = [getattr(getattr(t, under), field.name, None) for t in targets]
-            columns[f"{under}_{field.name}"] = [
-                round(value, 6) if isinstance(value, float) else value for value in found
-            ]
-    return columns
+def _verdict(label: Dependence, image: Dependence, foreground: Dependence) -> str:
+    """Say what the head reads, as the predicate of a sentence about it.
+
+    The three tests are one family: together they find something where there is nothing in at most
+    2.5% of the reports.
+    """
+    names = ("labels", "the image's statistics", "the number of foreground RoIs")
+    tests = [dependence.all for dependence in (label, image, foreground)]
+    seen = [name for name, found in zip(names, holm([t.p for t in tests]), strict=True) if found]
+    unknown = [name for name, test in zip(names[:2], tests, strict=False) if not test.rois]
+    verdict = f"reads {' and '.join(seen)}" if seen else f"reads neither {' nor '.join(names[:2])}"
+    return verdict + (f" (not measured: {', '.join(unknown)})" if unknown else "")
 
 
-def _swap(targets: Sequence[Target], loss: str, seed: int) -> Swap:
-    def mean(values: list[tuple[Target, float]]) -> Interval:
-        return _mean(values, seed)
+def _plain(targets: Sequence[Target], loss: str, seed: int) -> Swap:
+    def mean(of: Sequence[Target], value: Callable[[Target], float]) -> Interval:
+        return bootstrap([value(t) for t in of], _images(of), _weights(of), seed=seed)
 
-    resampled = [t for t in targets if t.resampled]
     return Swap(
-        mean([(t, getattr(t.own, loss)) for t in targets]),
-        mean([(t, getattr(t.swapped, loss) - getattr(t.own, loss)) for t in targets]),
-        mean([(t, getattr(t.resampled, loss) - getattr(t.own, loss)) for t in resampled]),
+        mean(targets, lambda t: float(getattr(t.readings["own"], loss))),
+        mean(targets, lambda t: t.change("plain", loss=loss)),
+        mean(_measured(targets, "resampled"), lambda t: t.change("resampled", loss=loss)),
     )
 
 
-def _flip_rate(pairs: Sequence[tuple[Target, Reading]], seed: int) -> Interval:
-    return _mean([(t, t.own.prediction != other.prediction) for t, other in pairs], seed)
+def _rate(targets: Sequence[Target], name: str, seed: int) -> Interval:
+    of = _measured(targets, name)
+    return rate([t.flips(name) for t in of], _images(of), _weights(of), seed=seed)
 
 
-def _mean(values: Sequence[tuple[Target, float]], seed: int) -> Interval:
-    return bootstrap(
-        [value for _, value in values],
-        [t.image for t, _ in values],
-        [t.weight for t, _ in values],
-        seed=seed,
+def _row(targets: Sequence[Target], name: str, null: str, seed: int) -> SwapRow:
+    of = _measured(targets, name, null)
+    change, null_change = (
+        bootstrap([t.change(each) for t in of], _images(of), _weights(of), seed=seed)
+        for each in (name, null)
     )
+    flip_rate, null_flip_rate = (_rate(of, each, seed) for each in (name, null))
+    left_out = len(targets) - len(of)
+    return SwapRow(change, null_change, flip_rate, null_flip_rate, len(of), left_out)
 
 
-def _chosen(flips: Sequence[tuple[Target, FlipExample]]) -> tuple[FlipExample, ...]:
-    ranked = sorted(flips, key=lambda pair: (not pair[0].foreground, -pair[0].change))
-    of_image: dict[int, FlipExample] = {}
-    for target, flip in ranked:
-        of_image.setdefault(target.image, flip)
-    return tuple(of_image.values())[:FLIPS]
+def _dependence(targets: Sequence[Target], after: str, before: str, seed: int) -> Dependence:
+    def difference(of: Sequence[Target]) -> Contrast:
+        changes = [t.change(after, before) for t in of]
+        return contrast(changes, _images(of), _weights(of), seed=seed)
+
+    of = _measured(targets, after, before)
+    return Dependence(difference(of), difference([t for t in of if t.foreground]))
+
+
+def _measured(targets: Sequence[Target], *names: str) -> list[Target]:
+    return [t for t in targets if all(name in t.readings for name in names)]
+
+
+def _images(targets: Sequence[Target]) -> list[int]:
+    return [t.image for t in targets]
+
+
+def _weights(targets: Sequence[Target]) -> list[float]:
+    return [t.weight for t in targets]

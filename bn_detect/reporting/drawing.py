@@ -36,10 +36,11 @@ def bars(
     Args:
         groups: labels on the x axis. series: name -> one estimate per group.
         label: of the y axis.
-        axis: where to draw; default: a new figure.
+        axis: where to draw in a figure of the caller's; default: the returned figure.
     """
+    figure = new_figure(max(5.0, 1.5 * len(groups) + 1), 3.6)
     if axis is None:
-        axis = new_figure(max(5.0, 1.5 * len(groups) + 1), 3.6).subplots()
+        axis = figure.subplots()
     width = 0.8 / len(series)
     for number, (name, values) in enumerate(series.items()):
         at = [group + (number - (len(series) - 1) / 2) * width for group in range(len(groups))]
@@ -52,7 +53,7 @@ def bars(
     axis.set_xticks(range(len(groups)), [wrapped(group) for group in groups], fontsize=8)
     axis.set_ylabel(label)
     axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
-    return axis.figure
+    return figure
 
 
 def whisker(axis: "Axes", x: Sequence[float], estimate: Estimate) -> None:

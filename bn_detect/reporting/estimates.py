@@ -47,12 +47,15 @@ class Estimate:
 
 
 def over_seeds(values: Sequence[float]) -> Estimate | None:
-    """Return mean and Student's 95% interval of the mean; None without any value.
+    """Return `mean_of` the values; None without any."""
+    return mean_of(values) if values else None
+
+
+def mean_of(values: Sequence[float]) -> Estimate:
+    """Return the mean of at least one value, and Student's 95% interval of the mean.
 
     The interval says what another set of seeds would give. One value has no interval.
     """
-    if not values:
-        return None
     mean = statistics.fmean(values)
     if len(values) == 1:
         return Estimate(mean, math.nan, math.nan, math.nan, tuple(values))

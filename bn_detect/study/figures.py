@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,14 +40,10 @@ def _drawings(findings: Findings) -> Iterator[Drawing]:
     for measure in findings.measures:
         results = findings.by_arm(measure)
         for picture in MEASURES[measure].figures:
-            yield (
-                picture.name,
-                picture.caption,
-                lambda draw=picture.draw, results=results: draw(results),
-            )
+            yield picture.name, picture.caption, partial(picture.draw, results)
     for chart in findings.study.get("figures") or ():
         draw = _lines if chart["over"] else _bars
-        yield chart["name"], chart["caption"], lambda draw=draw, chart=chart: draw(findings, chart)
+        yield chart["name"], chart["caption"], partial(draw, findings, chart)
 
 
 def _bars(findings: Findings, chart: dict) -> "Figure | None":

@@ -98,7 +98,8 @@ def _settings(run: "Run") -> dict[str, Any]:
 def _made_with(run: "Run", unknown: set[str]) -> str:
     """Name the versions, where the run knows keys that are not known here."""
     versions = read_json(run.folder / "versions.json")
-    made = next(iter(versions.values()), {}).get("detectron2") if versions else None
+    first: dict[str, str] = next(iter(versions.values()), {})
+    made = first.get("detectron2")
     if not unknown or made is None:
         return ""
     import detectron2
@@ -127,13 +128,16 @@ def prepare_folders(runs: Sequence["Run"]) -> None:
     """Make the folders that are not there yet, so that each says by itself what is to be done."""
     for run in runs:
         run.folder.mkdir(parents=True, exist_ok=True)
-        text = run.settings.encode()
-        write_atomically(run.folder / "settings.yaml", lambda file, text=text: file.write(text))
+        _write(run.folder / "settings.yaml", run.settings)
         more: dict[str, Any] = {"processes": run.processes, "measure": run.measure}
         more |= {"imports": run.imports, "trust": run.trust, "train_options": run.train_options}
         write_json(run.folder / "run.json", run.identity() | more)
         if run.status().get("state") == "failed":  # it gets another try
             run.set_status("waiting")
+
+
+def _write(path: Path, text: str) -> None:
+    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def forget(runs: Sequence["Run"]) -> None:

@@ -100,7 +100,8 @@ def plan_table(runs: Sequence[Run], jobs: int, seconds_per_run: float | None = N
     )
     left = [seconds for _, _, seconds in rows]
     # However many run at once, it takes as long as the longest one.
-    total = None if None in left else max(sum(left) / jobs, max(left))
+    known = [seconds for seconds in left if seconds is not None]
+    total = max(sum(known) / jobs, *known) if len(known) == len(left) else None
     source = "" if total is None or estimate.measuring else " (seconds_per_run of the study's file)"
     return f"{table}\n\n{len(runs)} runs, {jobs} at once; time left: {_spell(total)}{source}"
 

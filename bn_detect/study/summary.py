@@ -1,7 +1,8 @@
 """The table of a study, a row for each arm, and its verdicts: on leaks, and on its claims."""
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tabulate import tabulate
 
@@ -99,7 +100,7 @@ class Leaks:
         return f"leaks{share}: {size}{cure}"
 
 
-def leaks(report: dict) -> bool | None:
+def leaks(report: Mapping[str, Any]) -> bool | None:
     """Return whether one run leaks; None where nothing could be swapped."""
     swap, null = (report["classification"].get(key) for key in ("change", "null"))
     if not swap or swap["mean"] is None:
@@ -133,7 +134,7 @@ def claims(findings: Findings) -> list[tuple[str, str, str]]:
         if gap is None:
             lines.append((claim["claim"], "not measured", ""))
             continue
-        why = "" if gap.low > 0 else claim["otherwise"]
+        why = "" if gap.low > 0 or len(gap.values) == 1 else claim["otherwise"]
         lines.append((claim["claim"], _answer(gap), f"({gap.cell(sign='+')}). {why}".rstrip()))
     return lines
 

@@ -83,6 +83,7 @@ PAPER = {
 }
 ROWS = {
     "bn_1image": {"BATCH": "images", "IMAGES_PER_GROUP": 1},
+    "bn_1image_minibatch": {"BATCH": "images", "TEST_STATS": "minibatch"},
     "bn_2images": {"BATCH": "images", "IMAGES_PER_GROUP": 2},
     "bn_2images_minibatch": {
         "BATCH": "images",
@@ -93,28 +94,25 @@ ROWS = {
     "shuffled_2images": {"BATCH": "shuffled"},
     "global": {"BATCH": "global"},
     "nonorm": {},
+    "gn": {},
 }
+NORMS = {"nonorm": "", "gn": "GN"}  # others are BN
 
 # The numbers of GPUs that each row's comment speaks of, with VIRTUAL_WORKERS there, and the images
 # of one normalization batch (None: all).
 GPUS = {
     "bn_1image": ([(16, 1), (8, 1), (4, 1), (2, 1), (1, 1)], 1),
+    "bn_1image_minibatch": ([(16, 1), (8, 1), (4, 1), (2, 1), (1, 1)], 1),
     "bn_2images": ([(8, 1), (4, 1), (2, 1), (1, 1)], 2),
     "bn_2images_minibatch": ([(8, 1), (4, 1), (2, 1), (1, 1)], 2),
     "shuffled_1image": ([(16, 1), (8, 2), (1, 16)], 1),
     "shuffled_2images": ([(8, 1), (1, 8)], 2),
     "global": ([(16, 1), (8, 1), (4, 1), (2, 1), (1, 1)], None),
     "nonorm": ([(8, 1)], None),
+    "gn": ([(8, 1)], None),
 }
-# Batch, population and affine of the rows of Table 5.
-TABLE5 = [
-    ("level", "shared", "shared"),
-    ("level", "level", "shared"),
-    ("shared", "shared", "shared"),
-    ("shared", "level", "shared"),
-    ("level", "level", "level"),
-    ("shared", "shared", "level"),
-]
+# Batch, population and affine of the rows of Table 5, "d" is "level"; the last row is ours.
+TABLE5 = {1: "sss", 2: "sds", 3: "dss", 4: "dds", 5: "dsd", 6: "ddd", None: "ssd"}
 # RetinaNet's settings where they are not Mask R-CNN's.
 RETINANET = {
     "MODEL.META_ARCHITECTURE": "BNRetinaNet",
@@ -162,14 +160,16 @@ def flat(cfg: CfgNode, prefix: str = "") -> dict[str, Any]:
 @pytest.mark.parametrize("path", FILES, ids=str)
 def test_loads_validates_and_builds(path):
     cfg = load(path)
-    workers = {"neon": 2, "digits": 1}.get(path.parts[0], 8)
+    workers = {"neon": 2, "digits": 1, "COCO-Detection-mini": 1}.get(path.parts[0], 8)
     check_settings(cfg, workers)
     cfg.MODEL.WEIGHTS = ""
     model = build_model(cfg)
     check_model(cfg, model, trains=True, precise=cfg.TEST.PRECISE_BN.ENABLED)
     kind = LevelBatchNorm2d if "retinanet" in path.name.lower() else RoIBatchNorm2d
     layers = [m for m in model.modules() if isinstance(m, kind)]
-    assert bool(layers) == ("nonorm" not in path.name)
+    assert bool(layers) == (not path.stem.endswith(("_nonorm", "_gn")))
+    if not layers:
+        return
     if kind is RoIBatchNorm2d:
         assert {m.layout.settings.batch for m in layers} <= {cfg.MODEL.ROI_BN.BATCH}
     else:
@@ -196,7 +196,7 @@ def test_table6(row):
     cfg = load(TABLE6.format(row))
     values = flat(cfg)
     assert {key: values[key] for key in PAPER} == PAPER
-    norm = "" if row == "nonorm" else "BN"
+    norm = NORMS.get(row, "BN")
     assert cfg.MODEL.ROI_BOX_HEAD.NORM == cfg.MODEL.ROI_MASK_HEAD.NORM == norm
 
     default = get_cfg()
@@ -224,17 +224,77 @@ def test_table6_on_other_numbers_of_gpus(row):
             assert of_a_worker == images
 
 
-@pytest.mark.parametrize("row", TABLE5, ids="_".join)
-def test_table5(row):
-    cfg = load(f"COCO-Detection/retinanet_R_50_FPN_3x_{'_'.join(row)}.yaml")
+@pytest.mark.parametrize(("row", "letters"), TABLE5.items())
+def test_table5(row, letters):
+    words = [{"s": "shared", "d": "level"}[letter] for letter in letters]
+    path = f"COCO-Detection/retinanet_R_50_FPN_3x_{'_'.join(words)}.yaml"
+    comment = (CONFIGS / path).read_text().splitlines()[0]
+    assert f"Row {row}:" in comment if row else "Not in the paper's table" in comment
+    cfg = load(path)
+    check_retinanet(cfg, {f"MODEL.LEVEL_BN.{k}" for k in cfg.MODEL.LEVEL_BN})
+    assert list(cfg.MODEL.LEVEL_BN.values()) == [*words, "in_turn"]  # as in the authors' code
+    small = load(f"neon/retinanet_lean_FPN_{'_'.join(words)}.yaml")
+    assert dict(small.MODEL.LEVEL_BN) == dict(cfg.MODEL.LEVEL_BN)
+
+
+@pytest.mark.parametrize("row", NORMS)
+def test_rows_beside_table5(row):
+    cfg = load(f"COCO-Detection/retinanet_R_50_FPN_3x_{row}.yaml")
+    check_retinanet(cfg, {"MODEL.RETINANET.NORM"})
+    assert NORMS[row] == cfg.MODEL.RETINANET.NORM
+    assert NORMS[row] == load(f"neon/retinanet_lean_FPN_{row}.yaml").MODEL.RETINANET.NORM
+
+
+def check_retinanet(cfg: CfgNode, changes: set[str]) -> None:
+    """The paper's settings but for `changes`."""
     values = flat(cfg)
-    shared = {key: value for key, value in PAPER.items() if any(part in key for part in BOTH)}
-    expected = {**shared, **RETINANET}
-    assert {key: values[key] for key in expected} == expected
-    assert tuple(cfg.MODEL.LEVEL_BN.values()) == row
+    expected = {key: value for key, value in PAPER.items() if any(part in key for part in BOTH)}
+    expected |= RETINANET
+    assert all(values[key] == expected[key] for key in expected.keys() - changes)
     base = flat(load("Base-RetinaNet-BN.yaml"))
     changed = {key for key, value in values.items() if value != base[key]}
-    assert changed <= {f"MODEL.LEVEL_BN.{k}" for k in cfg.MODEL.LEVEL_BN} | {"OUTPUT_DIR"}
+    assert changed <= changes | {"OUTPUT_DIR"}
 
-    small = load(f"neon/retinanet_lean_FPN_{'_'.join(row)}.yaml")
-    assert dict(small.MODEL.LEVEL_BN) == dict(cfg.MODEL.LEVEL_BN)
+
+def test_schedules_on_imagenet():
+    """100 epochs; the rate falls at 30, 60 and 80, where FrozenBN begins; about 10,000 images are
+    enough for PreciseBN, in batches of at least 100."""
+    for path in (p for p in FILES if p.parts[0] == "ImageNet"):
+        cfg = load(path)
+        solver, precise = cfg.SOLVER, cfg.TEST.PRECISE_BN
+        epoch = 1281167 / solver.IMS_PER_BATCH
+        assert pytest.approx(0.1 * solver.IMS_PER_BATCH / 256) == solver.BASE_LR
+        ends = [*solver.STEPS, solver.MAX_ITER]
+        assert ends == pytest.approx([30 * epoch, 60 * epoch, 80 * epoch, 100 * epoch], abs=1)
+        assert precise.ENABLED and precise.IMAGES_PER_GROUP == 0
+        assert 10_000 <= precise.NUM_ITER * solver.IMS_PER_BATCH < 20_000
+    study = yaml.safe_load((CONFIGS / "studies/imagenet_sizes.yaml").read_text())
+    for arm in study["arms"]:
+        start, options = arm.get("starts_from"), arm.get("options", {})
+        if start is not None:
+            first = next(a for a in study["arms"] if a["name"] == start["arm"]).get("options", {})
+            cfg = load("ImageNet/Base-R-50.yaml")
+            cfg.merge_from_list([x for item in first.items() for x in item])
+            steps = cfg.SOLVER
+            assert steps.STEPS[-1] == start["iteration"] == options["MODEL.ROI_BN.FREEZE_ITER"]
+            assert start["iteration"] % steps.CHECKPOINT_PERIOD == 0
+            epoch = 1281167 / steps.IMS_PER_BATCH
+            assert pytest.approx([30 * epoch, 60 * epoch, 80 * epoch], abs=1) == steps.STEPS
+
+
+def test_mini_is_table6_smaller():
+    base = flat(load("Base-RCNN-FPN-BN.yaml"))
+    mini = flat(load("COCO-Detection-mini/Base-RCNN-FPN-mini.yaml"))
+    changed = {key for key, value in mini.items() if value != base[key]}
+    assert changed == {
+        "MODEL.ROI_BN.VIRTUAL_WORKERS",
+        "DATALOADER.NUM_WORKERS",
+        "INPUT.MAX_SIZE_TEST",
+        "INPUT.MAX_SIZE_TRAIN",
+        "INPUT.MIN_SIZE_TEST",
+        "INPUT.MIN_SIZE_TRAIN",
+        "SOLVER.AMP.ENABLED",
+        "SOLVER.CHECKPOINT_PERIOD",
+        "SOLVER.MAX_ITER",
+        "SOLVER.STEPS",
+    }

@@ -27,6 +27,7 @@ def tiny(path: Path, output: Path) -> list[str]:
         "MODEL.RESNETS.WIDTH_PER_GROUP": 8,
         "MODEL.RESNETS.RES2_OUT_CHANNELS": 16,
         "MODEL.ROI_BN.IMAGES_PER_GROUP": min(cfg.MODEL.ROI_BN.IMAGES_PER_GROUP, 4),
+        "MODEL.ROI_BN.VIRTUAL_WORKERS": min(cfg.MODEL.ROI_BN.VIRTUAL_WORKERS, 4),
         "MODEL.ROI_BN.FREEZE_ITER": min(cfg.MODEL.ROI_BN.FREEZE_ITER, 1),
         "DATASETS.TEST": f"('{name}_val@8',)",
         "SOLVER.IMS_PER_BATCH": 8,

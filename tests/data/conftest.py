@@ -7,8 +7,8 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from bn_detect.data import prepare_dataset
-from bn_detect.data.datasets.deepforest_wheel import WHEEL
-from bn_detect.data.datasets.wheels import fetch_wheel
+from bn_detect.data.datasets.sources.deepforest_wheel import WHEEL
+from bn_detect.data.datasets.sources.wheels import fetch_wheel
 from tests.data.small_dataset import Dataset
 
 

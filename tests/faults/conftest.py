@@ -16,7 +16,20 @@ from tabulate import tabulate
 
 from .fork_server import ForkServer
 
-SECTIONS = ("processes", "disk", "rois", "numbers", "data", "datasets", "trust", "long_runs")
+SECTIONS = (
+    "processes",
+    "disk",
+    "writers",
+    "rois",
+    "layers",
+    "numbers",
+    "data",
+    "datasets",
+    "trust",
+    "pickles",
+    "commands",
+    "long_runs",
+)
 ROWS = pytest.StashKey[list]()
 SEEN = pytest.StashKey[list]()
 

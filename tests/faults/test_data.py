@@ -17,8 +17,8 @@ from detectron2.data.datasets import register_coco_instances
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 
+from bn_detect.commands import study as study_command
 from bn_detect.commands import train as train_command
-from bn_detect.commands.study import argument_parser, configured, plan
 from bn_detect.data import BNDatasetMapper, check_dataset
 from bn_detect.engine import BNTrainer
 from tests.data.small_dataset import small_dataset
@@ -188,18 +188,19 @@ def test_study(tmp_path, size, happened):
     tree["options"] = {"SOLVER.BASE_LR": 0.001, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 16}
     tree["measure"] = ["evaluation", "companion_swap"]
     output = tmp_path / "out"
-    args = argument_parser().parse_args(["--study", str(path), "--output", str(output)])
+    args = study_command.argument_parser().parse_args(
+        ["--study", str(path), "--output", str(output)]
+    )
     found: list = []
 
     def check() -> None:
-        study = configured(args)
-        found[:] = [study, plan(study, args)]
+        found[:] = study_command.check(args)
 
     def use() -> str | None:
-        study, groups = found
+        (planned,) = found
         written = yaml.safe_load(path.read_bytes())
-        runs = [run for group in groups for run in group]
-        if len(study.arms) != len(written["arms"]):
+        runs = planned.runs
+        if len(planned.study.arms) != len(written["arms"]):
             return "arms were lost"
         wanted = len(written["arms"]) * (written.get("seeds") or 1)
         if len(runs) != wanted:

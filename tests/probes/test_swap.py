@@ -68,8 +68,8 @@ def test_a_head_that_reads_the_batch_mean(partition, group, own, batch):
     near(report.flip_rate, float((swapped.sign() != z.sign()).double().mean()))
     for swap in (report.classification, report.box):
         near(swap.null, 0.0)  # the images' own RoIs are all alike
-    assert report.null_flip_rate == ZERO
-    assert (report.images, report.rois) == (4 * IMAGES, 3 * 4 * IMAGES)
+    assert report.null_flip_rate.mean == report.null_flip_rate.low == 0
+    assert (report.images, report.rois, report.filled) == (4 * IMAGES, 3 * 4 * IMAGES, 0)
 
 
 @pytest.mark.parametrize("partition", [None, NormalizationBatch("images")])
@@ -93,7 +93,14 @@ def assert_exactly_0(report: SwapReport) -> None:
         report.box,
     ):
         assert swap.change == swap.null == ZERO
-    assert report.flip_rate == report.null_flip_rate == ZERO
+    for row in report.swaps.values():
+        if row.rois:
+            assert row.change == row.null == ZERO
+        assert row.rois + row.not_measured == report.rois
+    rates = [report.flip_rate, report.null_flip_rate]
+    rates += [r for s in report.swaps.values() if s.rois for r in (s.flip_rate, s.null_flip_rate)]
+    assert all(rate.mean == rate.low == 0 < rate.high for rate in rates)
+    assert report.verdict.startswith("reads neither labels nor the image's statistics")
 
 
 class HiddenDropout(nn.Module):
@@ -225,6 +232,7 @@ def test_batches_of_unequal_sizes_and_images_without_objects():
     ("arguments", "message"),
     [
         ({"num_batches": 1}, "num_batches is 1; it must be at least 2"),
+        ({"foreign_batches": 0}, "foreign_batches is 0; it must be at least 1"),
         ({"num_batches": 4}, "ended after 3 of num_batches = 4"),
         ({"targets_per_image": 0}, "targets_per_image is 0"),
         ({"partition": NormalizationBatch(virtual_workers=3)}, "VIRTUAL_WORKERS is 3, .* the 4"),

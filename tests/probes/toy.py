@@ -75,11 +75,20 @@ def image(cells: Tensor, classes: Tensor) -> dict:
 
 
 def coloured_images(
-    count: int, generator: torch.Generator, *, correlation: float, own_evidence: float
+    count: int,
+    generator: torch.Generator,
+    *,
+    correlation: float,
+    own_evidence: float,
+    cast: float = 0.0,
+    numbers: tuple[int, ...] = (),
 ) -> list[dict]:
     """Objects that show their class's colour with probability `own_evidence`, else any colour.
 
-    With probability `correlation` all objects of an image are of one class.
+    Args:
+        correlation: the probability that all objects of an image are of one class.
+        cast: standard deviation of a shift of each image's colours, which tells nothing.
+        numbers: how many objects images of each class have; () gives all of them 6.
     """
     images = []
     for _ in range(count):
@@ -92,6 +101,14 @@ def coloured_images(
         cells = 0.3 * torch.randn(GRID * GRID, CHANNELS, generator=generator)
         cells[torch.arange(OBJECTS), colour] += 2
         cells[:OBJECTS, CLASSES] += 2  # an object is easily told from background
+        if cast:
+            cells[:, :CLASSES] += cast * torch.randn(CLASSES, generator=generator)
+        if numbers:
+            count_here = numbers[classes[0]]
+            cells[count_here:OBJECTS] = 0.3 * torch.randn(
+                OBJECTS - count_here, CHANNELS, generator=generator
+            )
+            classes = classes[:count_here]
         images.append(image(cells, classes))
     return images
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ def datasets(tmp_path_factory):
     patch = pytest.MonkeyPatch()
     patch.setenv("DETECTRON2_DATASETS", str(root))
     patch.setenv("OMP_NUM_THREADS", "1")
+    forkserver._forkserver._stop()  # a server that runs has read the variable
     real = {name: (DatasetCatalog[name], MetadataCatalog.get(name)) for name in NAMES}
     for name in NAMES:
         split = name.removeprefix("coco_2017_") + "2017"
@@ -37,6 +39,7 @@ def datasets(tmp_path_factory):
         DatasetCatalog.register(name, function)
         MetadataCatalog[name] = metadata
     patch.undo()
+    forkserver._forkserver._stop()
 
 
 def _forget(name: str) -> None:

@@ -23,35 +23,51 @@ def run(arm: str, seed: int, *, swap: float, ap: float, null: float = 0.0, flips
         for split in ("train", "val")
         for kind in ("minibatch", "population", "precise")
     ]
+    measures = {
+        "training_loss": {
+            "last": {"loss_cls": 0.5},
+            "curves": {"iteration": [0, 10, 20], "loss_cls": [1.0, 0.7, 0.5]},
+        },
+        "evaluation": {
+            "test_stats": "population",
+            **{
+                kind: {"shapes_val": {"bbox": {"AP": ap + more, "AP50": 2 * ap}}}
+                for kind, more in (("population", 0.0), ("minibatch", 5.0), ("precise", 1.0))
+            },
+        },
+        "companion_swap": {
+            "classes": [HOSTILE, "b"],
+            "classification": swaps,
+            "flip_rate": interval(swap / 2),
+            "flips": list(flips),
+        },
+        "cross_roi_jacobian": {"same_image": interval(swap / 4)},
+        "statistics_probe": {"layers": layers, "all_layers": layers[1:]},
+        "decomposition": {"rows": rows},
+    }
+    return finished(arm, seed, measures)
+
+
+def finished(arm: str, seed: int, measures: dict, options: dict | None = None) -> dict:
+    """A measurements.json of these measures."""
     return {
         "arm": arm,
         "seed": seed,
-        "classes": [HOSTILE, "b"],
-        "training": {"loss_cls": 0.5},
-        "curves": {"iteration": [0, 10, 20], "loss_cls": [1.0, 0.7, 0.5]},
-        "evaluation": {
-            kind: {"shapes_val": {"bbox": {"AP": ap + more, "AP50": 2 * ap}}}
-            for kind, more in (("population", 0.0), ("minibatch", 5.0), ("precise", 1.0))
-        },
-        "probes": {
-            "companion_swap": {
-                "classification": swaps,
-                "flip_rate": interval(swap / 2),
-                "flips": list(flips),
-            },
-            "cross_roi_jacobian": {"same_image": interval(swap / 4)},
-            "statistics_probe": {"layers": layers},
-            "decomposition": {"rows": rows},
-        },
+        "train_seconds": 10.0,
+        "measure_seconds": 5.0,
+        "measures": measures,
+        "measured": {name: (options or {}).get(name, {}) for name in measures},
     }
 
 
 def study(arms: dict[str, dict], **settings) -> dict:
     """Results of {name: {"runs": [...], ...}}; the rest is filled in."""
-    listed = [{"name": name, "options": arm.pop("options", {})} for name, arm in arms.items()]
+    places = {name: arm.pop("at", {}) for name, arm in arms.items()}
+    listed = [{"name": name, "template": "{x}", "at": at} for name, at in places.items()]
+    named = {"name": "made up", "question": "Does it?", "text": "", "file": "made_up.yaml"}
     return {
-        "schema": 1,
-        "study": {"name": "made up", "question": "Does it?", "arms": listed, **settings},
+        "schema": 2,
+        "study": {**named, "arms": listed, **settings},
         "versions": {"torch": "2.0", "git commit": 40 * "a"},
         "arms": {name: {"runs": [], "failed": [], **arm} for name, arm in arms.items()},
     }

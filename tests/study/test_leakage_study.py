@@ -1,25 +1,34 @@
 """A study end to end: killed, resumed, with an arm that fails and one that reuses a checkpoint."""
 
+import dataclasses
+import errno
+import fcntl
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
 import yaml
-from bn_detect.study.measure import measure, run_config
-from bn_detect.study.slurm import run_on_cluster
 
 from bn_detect.commands.study import main
-from bn_detect.study import measure as measuring
-from bn_detect.study.plan import read_study
-from bn_detect.study.runs import plan_runs, prepare_folders
-from bn_detect.study.summary import summarize
+from bn_detect.runtime.errors import RunFailed
+from bn_detect.study import results as results_module
+from bn_detect.study.execution.measuring import measure, run_config
+from bn_detect.study.execution.slurm import run_on_cluster
+from bn_detect.study.folders import prepare_folders
+from bn_detect.study.measures import evaluation as evaluating
+from bn_detect.study.measures.registry import MEASURES
+from bn_detect.study.reading import read_study
+from bn_detect.study.results import Findings
+from bn_detect.study.runs import plan_runs
+from bn_detect.study.summary import Leaks
 from tests.helpers.train_net import wait_for
 
 from .conftest import start_study, write_study
 
-ITERATIONS = 40
+ITERATIONS = 60
 ARMS = [
     {"name": "Two workers", "options": {"MODEL.ROI_BN.VIRTUAL_WORKERS": 2}},
     {
@@ -47,7 +56,7 @@ class Killed:
         self.trained = self.run("two_workers")
         process = start_study(*self.arguments, "--jobs", 1)
         try:
-            wait_for(lambda: (self.trained / "last_checkpoint").exists(), 120)
+            wait_for(lambda: (self.trained / "last_checkpoint").exists(), 400)
             self.children = _descendants(process.pid)
             process.send_signal(signal.SIGKILL)
         finally:
@@ -95,11 +104,14 @@ def test_the_trained_arm_is_measured(killed):
     (run,) = killed.results["arms"]["Two workers"]["runs"]
     assert (run["arm"], run["seed"], run["iterations"]) == ("Two workers", 1, ITERATIONS)
     assert run["train_seconds"] > 0 and run["measure_seconds"] > 0
-    assert run["training"]["loss_cls"] > 0 and "fg_cls_accuracy" in run["training"]
-    assert run["curves"]["iteration"][-1] == ITERATIONS - 1
-    assert set(run["evaluation"]) == {"population", "minibatch", "precise"}
-    assert "AP" in run["evaluation"]["precise"]["coco_2017_val"]["bbox"]
-    assert {"mean", "low", "high"} <= run["probes"]["companion_swap"]["flip_rate"].keys()
+    measures = run["measures"]
+    training = measures["training_loss"]
+    assert training["last"]["loss_cls"] > 0 and "fg_cls_accuracy" in training["last"]
+    assert training["curves"]["iteration"][-1] == ITERATIONS - 1
+    kinds = {"population", "minibatch", "precise"}
+    assert set(measures["evaluation"]) == {"test_stats", *kinds}
+    assert "AP" in measures["evaluation"]["precise"]["coco_2017_val"]["bbox"]
+    assert {"mean", "low", "high"} <= measures["companion_swap"]["flip_rate"].keys()
     # What is measured is not evaluated at the end of training as well.
     assert not (killed.trained / "inference").exists()
 
@@ -109,12 +121,12 @@ def test_an_arm_that_differs_at_inference_reuses_the_checkpoint(killed):
     (run,) = arm["runs"]
     assert run["test_stats"] == "minibatch"
     assert arm["reference"] == {"box AP": 41.3}
-    assert run["iterations"] == 0 and run["training"] == {} and run["curves"] == {}
+    assert run["iterations"] == 0 and "training_loss" not in run["measures"]
     assert not (killed.run("as_it_is") / "train.log").exists()
     (trained,) = killed.results["arms"]["Two workers"]["runs"]
     assert trained["test_stats"] == "population"
-    for what in ("evaluation", "probes"):
-        assert run[what] == trained[what]
+    for name, result in run["measures"].items():
+        assert result | {"test_stats": 0} == trained["measures"][name] | {"test_stats": 0}
 
 
 def test_a_failing_arm_is_reported_and_the_others_go_on(killed):
@@ -135,7 +147,7 @@ def test_a_run_folder_says_what_was_run(killed):
     assert {"training", "measuring"} == versions.keys() and "torch" in versions["training"]
     assert "VIRTUAL_WORKERS: 2" in (killed.trained / "settings.yaml").read_text()
     assert (killed.trained / "config.yaml").exists()
-    assert killed.results["schema"] == 1 and killed.results["study"]["name"] == "tiny"
+    assert killed.results["schema"] == 2 and killed.results["study"]["name"] == "tiny"
     assert (killed.output / "report.html").exists()
 
 
@@ -167,8 +179,9 @@ def test_started_again_it_repeats_nothing(killed, capsys):
     printed = capsys.readouterr()
     assert "broken, seed 1" in printed.err
     results = json.loads((killed.output / "results.json").read_text())
-    for arm in summarize(results):  # one sentence on each, and where to read more
-        assert f"{arm.name} " in printed.out and arm.verdict in printed.out
+    found = Leaks(Findings(results))
+    for arm in results["arms"]:  # one sentence on each, and where to read more
+        assert f"{arm} " in printed.out and found.sentence(arm) in printed.out
     assert str(killed.output / "report.html") in printed.out
 
 
@@ -206,48 +219,50 @@ def test_killed_while_measuring_it_measures_what_is_missing(killed, tmp_path, mo
         os.link(killed.trained / name, folder / name)
     complete = json.loads((killed.trained / "measurements.json").read_text())
     partly = json.loads(json.dumps(complete))
-    del partly["evaluation"]["precise"], partly["probes"]["companion_swap"]
-    partly["measured"] = []
+    del partly["measures"]["evaluation"]["precise"], partly["measures"]["companion_swap"]
+    partly["measured"] = {}
     (folder / "measurements.json").write_text(json.dumps(partly))
     asked = []
-    real = measuring.evaluate_under
+    real = evaluating.evaluate_under
 
     def evaluate_under(cfg, model, kinds):
         asked.extend(kinds)
         return real(cfg, model, kinds)
 
-    monkeypatch.setattr(measuring, "evaluate_under", evaluate_under)
+    monkeypatch.setattr(evaluating, "evaluate_under", evaluate_under)
     measure(folder)
     assert asked == ["precise"]
     found = json.loads((folder / "measurements.json").read_text())
     assert found["measure_seconds"] > partly["measure_seconds"]
     assert found["measured"] == complete["measured"]
-    assert found["training"] == complete["training"]
-    assert found["evaluation"].keys() == complete["evaluation"].keys()
-    swaps = [measured["probes"].pop("companion_swap") for measured in (found, complete)]
+    assert found["measures"].keys() == complete["measures"].keys()
+    assert found["measures"]["training_loss"] == complete["measures"]["training_loss"]
+    swaps = [measured["measures"]["companion_swap"] for measured in (found, complete)]
     changes = [swap["classification_foreground"]["change"] for swap in swaps]
     # Measured in another process, with other threads: the last bits of a convolution may differ.
     assert changes[0] == pytest.approx(changes[1], rel=1e-3, abs=1e-5)
-    assert found["probes"] == complete["probes"]
     for kind in ("population", "minibatch"):  # kept as they were
-        assert found["evaluation"][kind] == complete["evaluation"][kind]
+        kept = [measured["measures"]["evaluation"][kind] for measured in (found, complete)]
+        assert kept[0] == kept[1]
 
 
 def test_jobs_of_submitit_probe_a_given_checkpoint(killed, tmp_path):
     """By its local executor; one job is done, and one fails."""
     weights = killed.trained / "model_final.pth"
     file = write_study(tmp_path, [{"name": "as trained"}], measure=["companion_swap"], train=False)
-    study = read_study(file)
+    study = dataclasses.replace(read_study(file), workers=2)
+    shutil.copy(weights, tmp_path / "gone.pth")
     good, bad = (
-        plan_runs(study, tmp_path / name, workers=2, weights=str(path))[0]
+        plan_runs(study, tmp_path / name, weights=str(path))[0]
         for name, path in (("good", weights), ("bad", tmp_path / "gone.pth"))
     )
     prepare_folders([*good, *bad])
+    (tmp_path / "gone.pth").unlink()
     watched = []
     run_on_cluster([good, bad], tmp_path / "slurm", lambda: watched.append(1), cluster="local")
     assert watched
     assert good[0].measured and good[0].status() == {"state": "measured"}
-    assert set(good[0].measurements()["probes"]) == {"companion_swap"}
+    assert set(good[0].measurements()["measures"]) == {"companion_swap"}
     assert bad[0].status()["state"] == "failed" and "gone.pth" in bad[0].status()["error"]
 
 
@@ -256,10 +271,9 @@ def test_a_checkpoint_that_does_not_fit_is_an_error(killed, tmp_path):
     options = {"MODEL.ROI_BOX_HEAD.NUM_CONV": 3}
     arms = [{"name": "x"}]
     file = write_study(tmp_path, arms, options=options, measure=["evaluation"], train=False)
-    ((run,),) = plan_runs(read_study(file), tmp_path / "out", workers=1, weights=weights)
-    prepare_folders([run])
-    with pytest.raises(ValueError, match="does not fit the config.*box_head.conv3"):
-        measure(run.folder)
+    with pytest.raises(ValueError, match="arm 'x'.*does not fit the config.*box_head.conv3"):
+        plan_runs(read_study(file), tmp_path / "out", weights=weights)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_head_of_detectron2_is_probed_as_it_was_trained(killed, tmp_path):
@@ -269,14 +283,109 @@ def test_a_head_of_detectron2_is_probed_as_it_was_trained(killed, tmp_path):
     arms = [{"name": "x"}]
     file = write_study(tmp_path, arms, options=options, measure=["companion_swap"], train=False)
     weights = str(killed.trained / "model_final.pth")
-    ((run,),) = plan_runs(read_study(file), tmp_path / "out", workers=2, weights=weights)
+    study = dataclasses.replace(read_study(file), workers=2)
+    ((run,),) = plan_runs(study, tmp_path / "out", weights=weights)
     assert run.processes == 1 and run.datasets == ("coco_2017_val",)
     prepare_folders([run])
     measure(run.folder)
     (ours,) = killed.results["arms"]["Two workers"]["runs"]
     for of in ("change", "null", "own"):
         found, expected = (
-            measured["probes"]["companion_swap"]["classification"][of]
+            measured["measures"]["companion_swap"]["classification"][of]
             for measured in (run.measurements(), ours)
         )
         assert found == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+def test_another_study_does_not_take_the_folder(killed, tmp_path, capsys):
+    """Nor with --force; and what is no study's results stays as it is."""
+    other = tmp_path / "study.yaml"
+    other.write_text(killed.study.read_text().replace("name: tiny", "name: other"))
+    before = (killed.output / "results.json").read_bytes()
+    for flags in ([], ["--force"]):
+        assert main(["--study", str(other), "--output", str(killed.output), *flags]) == 2
+        assert "holds the study 'tiny', not 'other'" in capsys.readouterr().err
+    assert (killed.output / "results.json").read_bytes() == before
+    spoilt = tmp_path / "out"
+    spoilt.mkdir()
+    (spoilt / "results.json").write_text("[1]")
+    assert main(["--study", str(other), "--output", str(spoilt)]) == 2
+    assert str(spoilt / "results.json") in capsys.readouterr().err
+    assert (spoilt / "results.json").read_text() == "[1]"
+
+
+def test_a_run_in_progress_is_not_deleted(killed, capsys):
+    with open(killed.trained / ".lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert main([*killed.arguments, "--force"]) == 2
+    assert f"another process is at the run in {killed.trained}" in capsys.readouterr().err
+    assert (killed.trained / "model_final.pth").exists()
+
+
+def test_a_newer_detectron2_with_one_more_key_goes_on(killed, capsys):
+    """A key that one side lacks counts only where it has another value than its default."""
+    path = killed.trained / "settings.yaml"
+    text = path.read_text()
+    kept = yaml.safe_load(text)
+    del kept["SOLVER"]["BASE_LR_END"]
+    path.write_text(yaml.safe_dump(kept))
+    assert main([*killed.arguments, "--dry-run"]) == 0
+    kept["SOLVER"]["OF_ANOTHER_VERSION"] = 1
+    path.write_text(yaml.safe_dump(kept))
+    capsys.readouterr()
+    assert main([*killed.arguments, "--dry-run"]) == 2
+    printed = capsys.readouterr().err
+    assert "SOLVER.OF_ANOTHER_VERSION 1, not None" in printed and "Detectron2" in printed
+    path.write_text(text)
+
+
+SPOILT = {
+    "run.json": "[1]",
+    "measurements.json": '{"measures": 5}',
+    "status.json": "{",
+    "settings.yaml": "!!python/object/apply:os.system ['true']",
+}
+
+
+@pytest.mark.parametrize("name", SPOILT)
+def test_a_poisoned_run_folder_is_one_line_and_nothing_is_lost(killed, name, capsys):
+    path = killed.trained / name
+    before = path.read_bytes()
+    path.write_text(SPOILT[name])
+    try:
+        assert main(killed.arguments) == 2
+        printed = capsys.readouterr().err
+        assert printed.count("\n") == 1 and str(path) in printed
+        assert path.read_text() == SPOILT[name]
+    finally:
+        path.write_bytes(before)
+
+
+def test_a_failing_measure_does_not_stop_the_others(killed, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in ("run.json", "settings.yaml", "model_final.pth", "metrics.json"):
+        os.link(killed.trained / name, folder / name)
+
+    def fail(subject, options, kept):
+        yield {"part": 1}
+        raise RuntimeError("no more\nmemory")
+
+    broken = dataclasses.replace(MEASURES["evaluation"], take=fail)
+    monkeypatch.setitem(MEASURES, "evaluation", broken)
+    with pytest.raises(RunFailed, match="1 of 3 measures failed: evaluation: .* no more"):
+        measure(folder)
+    content = json.loads((folder / "measurements.json").read_text())
+    assert content["failed"] == {"evaluation": "RuntimeError: no more memory"}
+    assert set(content["measured"]) == {"training_loss", "companion_swap"}
+    assert content["measures"]["evaluation"] == {"part": 1}
+
+
+def test_a_full_disk_is_one_line(killed, monkeypatch, capsys):
+    def write_json(path, value) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(results_module, "write_json", write_json)
+    assert main(killed.arguments) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+    assert len(lines) == 1 and "No space left on device" in lines[0]

@@ -22,7 +22,9 @@ def folder(tmp_path_factory):
         "shuffled": {"runs": [run("shuffled", 1, swap=0.0, ap=42.0)]},
         "not run": {},
     }
-    results = study(arms, name=HOSTILE, question=HOSTILE)
+    claim = {"claim": HOSTILE, "otherwise": HOSTILE}
+    claim |= {key: {"arm": HOSTILE, "column": "swap"} for key in ("higher", "lower")}
+    results = study(arms, name=HOSTILE, question=HOSTILE, text=HOSTILE, verdicts=[claim])
     assert write_report(results, folder) == folder / "report.html"
     return folder
 
@@ -60,6 +62,16 @@ def test_in_a_browser(folder, width):
         assert errors == []
         assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
         browser.close()
+
+
+def test_pictures_stay_where_their_images_are_gone(tmp_path):
+    arms = {"a": {"runs": [run("a", 1, swap=0.5, ap=28.0, flips=[flip(tmp_path)])]}}
+    write_report(study(arms), tmp_path)
+    before = (tmp_path / "figures" / "flips.png").read_bytes()
+    (tmp_path / "image.png").unlink()
+    write_report(study(arms), tmp_path)
+    assert (tmp_path / "figures" / "flips.png").read_bytes() == before
+    assert 'id="flips"' in (tmp_path / "report.html").read_text()
 
 
 def test_a_study_without_any_run_has_a_report_too(tmp_path):

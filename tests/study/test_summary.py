@@ -1,29 +1,9 @@
 """Numbers, intervals and verdicts from results whose answer is known."""
 
-import math
+from bn_detect.study.results import Findings
+from bn_detect.study.summary import Leaks, cells, claims, table, verdicts
 
-import pytest
-from bn_detect.study.estimates import over_seeds, with_interval
-
-from bn_detect.study.summary import cells, summarize, table
-
-from .made_up import interval, run, study
-
-
-def test_interval_over_seeds_is_students():
-    estimate = over_seeds([40.0, 42.0, 44.0])
-    # t quantile of 2 degrees of freedom, 4.3027; standard error 2 / sqrt(3).
-    assert estimate.mean == 42 and estimate.spread == pytest.approx(2)
-    assert estimate.high - 42 == pytest.approx(4.3027 * 2 / math.sqrt(3), rel=1e-4)
-    assert 42 - estimate.low == pytest.approx(estimate.high - 42)
-    assert estimate.text(1) == "42.0 ± 2.0 [37.0, 47.0]"
-
-
-def test_one_seed_has_the_interval_of_its_probe_or_none():
-    assert over_seeds([]) is None and with_interval([]) is None
-    assert over_seeds([3.14]).text(1) == "3.1"
-    assert with_interval([interval(0.5)]).text(2) == "0.50 [0.49, 0.51]"
-    assert with_interval([interval(0.4), interval(0.6)]) == over_seeds([0.4, 0.6])
+from .made_up import finished, run, study
 
 
 def _runs(arm: str, swaps: list[float], ap: float, **more) -> dict:
@@ -40,8 +20,8 @@ def test_verdicts():
         "surely worse": _runs("surely worse", [0.0, 0.0], 27.0),
         "empty": {},
     }
-    found = summarize(study(arms))
-    verdicts = {arm.name: arm.verdict for arm in found}
+    found = Leaks(Findings(study(arms)))
+    verdicts = {arm: found.sentence(arm) for arm in arms}
     assert verdicts["one image"].startswith("leaks: 0.550 nats [")
     assert verdicts["one image"].endswith("; repaired by resampled, shuffled")  # not by "worse"
     assert verdicts["two images"].startswith("leaks in 2 of 3 runs: 0.100 nats [")
@@ -50,7 +30,7 @@ def test_verdicts():
     assert verdicts["resampled"] == "no leak found: 0.050 nats [0.040, 0.060]"
     assert verdicts["shuffled"].startswith("no leak found: 0.000 nats [")
     assert verdicts["empty"] == "not probed"
-    assert [arm.leaks for arm in found] == [True, True, False, False, False, False, None]
+    assert list(found.found.values()) == [True, True, False, False, False, False, None]
 
 
 def test_table_has_what_was_measured():
@@ -59,8 +39,8 @@ def test_table_has_what_was_measured():
         "b": {"failed": [{"seed": 0, "error": "no", "log": "train.log"}]},
         "c": {},
     }
-    summaries = summarize(study(arms))
-    headers, rows = cells(summaries)
+    findings = Findings(study(arms))
+    headers, rows = cells(findings)
     assert headers[:3] == ["arm", "seeds", "box AP"] and "mask AP" not in headers
     by_header = [dict(zip(headers, row, strict=True)) for row in rows]
     assert by_header[0]["box AP"] == "30.0 ± 0.0 [30.0, 30.0]"
@@ -69,23 +49,73 @@ def test_table_has_what_was_measured():
     assert by_header[0]["box AP, reference"] == "30.7"
     assert [row["seeds"] for row in by_header] == ["2", "0 (1 failed)", "not run"]
     for tablefmt in ("simple", "github"):
-        assert "30.0 ± 0.0" in table(summaries, tablefmt)
+        assert "30.0 ± 0.0" in table(findings, tablefmt)
 
 
 def test_an_arm_under_minibatch_statistics_shows_that_ap():
-    minibatch = {"options": {"MODEL.ROI_BN.TEST_STATS": "minibatch"}}
-    arms = {"a": _runs("a", [0.1], 30.0), "b": {**_runs("b", [0.1], 30.0), **minibatch}}
-    arms["c"] = _runs("c", [0.1], 30.0)  # set for the whole study, or by its base
-    arms["c"]["runs"][0]["test_stats"] = "minibatch"
-    aps = [arm.found["box AP"].mean for arm in summarize(study(arms))]
-    assert aps == [30.0, 35.0, 35.0]
+    arms = {name: _runs(name, [0.1], 30.0) for name in "ab"}
+    arms["b"]["runs"][0]["measures"]["evaluation"]["test_stats"] = "minibatch"
+    findings = Findings(study(arms))
+    assert [findings.estimate(arm, "box AP").mean for arm in arms] == [30.0, 35.0]
 
 
 def test_an_interval_of_nothing_counts_as_not_measured():
     found = run("a", 1, swap=0.5, ap=30.0)
     nothing = {"mean": None, "low": None, "high": None}
-    found["probes"]["companion_swap"]["classification"]["null"] = nothing
-    found["probes"]["cross_roi_jacobian"]["same_image"] = nothing
-    found["evaluation"]["population"]["shapes_val"]["bbox"]["AP"] = None
-    (arm,) = summarize(study({"a": {"runs": [found]}}))
-    assert arm.leaks and not {"null", "gradient", "box AP"} & arm.found.keys()
+    found["measures"]["companion_swap"]["classification"]["null"] = nothing
+    found["measures"]["cross_roi_jacobian"]["same_image"] = nothing
+    found["measures"]["evaluation"]["population"]["shapes_val"]["bbox"]["AP"] = None
+    findings = Findings(study({"a": {"runs": [found]}}))
+    assert Leaks(findings).found["a"]
+    assert not {"null", "gradient", "box AP"} & {column.key for column in findings.shown}
+
+
+def test_a_name_cannot_break_the_markdown_table():
+    (_, _, row) = table(Findings(study({"a\n| b <i>": {}})), "github").splitlines()
+    assert row.count("|") - row.count("\\|") == 3 and "<i>" not in row
+
+
+def test_columns_are_those_that_the_study_names():
+    arms = {"a": _runs("a", [0.1], 30.0)}
+    assert [c.key for c in Findings(study(arms, columns=["swap", "box AP"])).shown] == [
+        "swap",
+        "box AP",
+    ]
+
+
+def _errors(name: str, errors: list[float]) -> dict:
+    measure = "classification_error"
+    return {
+        "runs": [finished(name, i, {measure: {"val_precise": e}}) for i, e in enumerate(errors, 1)]
+    }
+
+
+def _claim(higher: str, lower: str) -> dict:
+    sides = {
+        k: {"arm": a, "column": "val_precise"} for k, a in (("higher", higher), ("lower", lower))
+    }
+    return {"claim": f"{higher} above {lower}", **sides, "otherwise": "Perhaps."}
+
+
+def test_claims_are_paired_by_seed():
+    arms = {
+        "small": _errors("small", [10.0, 20.0, 30.0]),
+        "large": _errors("large", [9.0, 19.1, 28.9]),
+        "noisy": _errors("noisy", [9.0, 25.0, 28.0]),
+        "one": _errors("one", [3.0]),
+        "none": {},
+    }
+    pairs = [("small", "large"), ("large", "small"), ("small", "noisy"), ("small", "one")]
+    asked = [_claim(*pair) for pair in (*pairs, ("small", "none"))]
+    findings = Findings(study(arms, verdicts=asked))
+    answers = [(answer, numbers) for _, answer, numbers in claims(findings)]
+    assert [answer for answer, _ in answers] == [
+        "seen",
+        "the opposite was seen",
+        "not decided by these seeds",
+        "one seed decides nothing",
+        "not measured",
+    ]
+    assert answers[0][1] == "(+1.0 [+0.8, +1.2])."
+    assert answers[1][1].endswith("Perhaps.") and not answers[3][1].endswith("Perhaps.")
+    assert "small above large: seen (+1.0" in verdicts(findings)

@@ -48,21 +48,26 @@ def check_datasets(names: Sequence[str], cfg: CfgNode | None = None) -> dict[str
     return summaries
 
 
-def check_uses(uses: Iterable[tuple[CfgNode, Sequence[str]]]) -> None:
+def check_uses(uses: Iterable[tuple[CfgNode, Sequence[str]]]) -> dict[str, DatasetSummary]:
     """Check the datasets of several configs: each dataset once for each way in which it is used.
 
     Args:
         uses: pairs of a config and the names of the datasets that it reads.
 
+    Returns:
+        their summaries, by name.
+
     Raises:
         DatasetError: see `check_datasets`.
     """
+    summaries: dict[str, DatasetSummary] = {}
     done: set[tuple[str, Needs]] = set()
     for cfg, names in uses:
         wanted = {(name, needs_of(cfg, name)) for name in names}
         if not wanted <= done:
-            check_datasets(names, cfg)
+            summaries |= check_datasets(names, cfg)
             done |= wanted
+    return summaries
 
 
 def check_dataset(name: str, cfg: CfgNode | None = None) -> DatasetSummary:
@@ -89,7 +94,7 @@ def check_dataset(name: str, cfg: CfgNode | None = None) -> DatasetSummary:
         raise DatasetError(f"dataset {name!r} is not registered: {advice}")
     metadata = MetadataCatalog.get(name)
     needs = Needs() if cfg is None else needs_of(cfg, name)
-    _raise_faults(name, None, _metadata_faults(metadata, needs))
+    raise_faults(f"dataset {name!r}", _metadata_faults(metadata, needs))
     if metadata.get("evaluator_type") in COCO_STYLE and metadata.get("json_file"):
         return _check_coco(name, metadata, needs)
     return _check_dicts(name, metadata, needs)
@@ -139,7 +144,7 @@ def _check_coco(name: str, metadata: Metadata, needs: Needs) -> DatasetSummary:
 
     tolerated = metadata.get("tolerated", ())
     coco = read_coco_json(json_file, labelled=UNLABELLED not in tolerated)
-    _raise_faults(name, json_file, form_faults(coco))
+    raise_faults(f"dataset {name!r} ({json_file})", form_faults(coco))
     warnings = [] if needs.evaluated else _evaluation_warnings(coco)
     if any(annotation["id"] == 0 for annotation in coco["annotations"]):
         warnings.append("annotation id 0: COCO evaluation counts its detection as a false one")
@@ -154,7 +159,7 @@ def _check_coco(name: str, metadata: Metadata, needs: Needs) -> DatasetSummary:
     large = len(coco["images"]) > LARGE
     label = f"checking {name}"
     faults += image_faults(coco["images"], image_root, needs, decode=not large, label=label)
-    _raise_faults(name, json_file, faults)
+    raise_faults(f"dataset {name!r} ({json_file})", faults)
     summary = summarize(name, coco, warnings)
     if large:
         remember(key, summary)
@@ -176,23 +181,23 @@ def _check_dicts(name: str, metadata: Metadata, needs: Needs) -> DatasetSummary:
         optional -= {"width", "height", "category_id"}
         if metadata.get("thing_classes") is None:
             raise DatasetError(f"dataset {name!r}: its metadata has no thing_classes")
-    _raise_faults(name, None, form_faults(coco, optional))
+    raise_faults(f"dataset {name!r}", form_faults(coco, optional))
     faults = list(content_faults(coco, needs, in_json=False))
     images, large = coco["images"], len(coco["images"]) > LARGE
     if large and kind == CLASSIFICATION:
         images = [images[i * len(images) // LARGE] for i in range(LARGE)]
     label = f"checking {name}"
     faults += image_faults(images, Path(), needs, decode=not large, label=label)
-    _raise_faults(name, None, faults)
+    raise_faults(f"dataset {name!r}", faults)
     return summarize(name, coco)
 
 
-def _raise_faults(name: str, json_file: Path | None, faults: Iterable[str]) -> None:
+def raise_faults(where: str, faults: Iterable[str]) -> None:
+    """Raise DatasetError with the first faults, and the number of all, if there are any."""
     faults = list(faults)
     if not faults:
         return
     shown = "; ".join(faults[:FAULTS_SHOWN]).replace("\n", "\\n")  # of a file's name
-    where = f"dataset {name!r}" + (f" ({json_file})" if json_file else "")
     if len(faults) > FAULTS_SHOWN:
         shown += f"; and {len(faults) - FAULTS_SHOWN} more"
     raise DatasetError(f"{where}: {len(faults)} fault{'s' * (len(faults) > 1)}: {shown}")

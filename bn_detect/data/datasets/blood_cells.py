@@ -19,7 +19,8 @@ from ..errors import DatasetError
 from ..options import Options, option
 from ..registration import SPLITS
 from .blood_cell_boxes import find_cells
-from .blood_cell_source import (
+from .coco_writer import Sample, write_split
+from .sources.chula_rbc12 import (
     ARCHIVE,
     CELLS,
     CITATION,
@@ -29,7 +30,6 @@ from .blood_cell_source import (
     opened,
     parse_points,
 )
-from .coco_writer import Sample, write_split
 from .tiling import areas, clip_boxes, tile_windows
 
 RARE = ("macrocyte", "microcyte", "teardrop", "uncategorised")  # kept with iscrowd=1
@@ -128,9 +128,8 @@ def cut(number: int, read: Read, options: BloodCellsOptions) -> list[Sample]:
         seen = np.flatnonzero((visible > VISIBLE) & (areas(boxes) > 100))
         if coverage < options.coverage or len(seen) < options.min_cells:
             continue
-        size = tuple(
-            round(options.scale * s) for s in (window.x1 - window.x0, window.y1 - window.y0)
-        )
+        width, height = window.x1 - window.x0, window.y1 - window.y0
+        size = round(options.scale * width), round(options.scale * height)
         tile = shown.crop(window).resize(size, Image.Resampling.BOX)
         fields = {"photograph": number, "coverage": round(coverage, 3), "license": 1}
         objects = [_object(boxes[i] * options.scale, CELLS[int(points[i, 2])], size) for i in seen]

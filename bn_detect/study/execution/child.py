@@ -5,20 +5,22 @@ A run of 15 seconds must not pay for importing torch and Detectron2. So a server
 context that a fork would break), and each step of a run is a fork of it.
 """
 
-import ctypes
+import contextlib
 import multiprocessing
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Mapping
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from unittest import mock
 
 from ...runtime.errors import RunFailed
 
-PR_SET_PDEATHSIG = 1  # prctl(2), Linux
+SERVER_DIED = 255  # multiprocessing's exit code of a process whose end nobody saw
 PRELOADED = ["bn_detect.study.execution.steps"]
 # Read when modules are imported, so they must be there when the server starts.
 _AT_IMPORT = {"TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore::FutureWarning"}
@@ -40,7 +42,7 @@ def start(step: Step, folder: Path, log: Path, environment: Mapping[str, str]) -
     context.set_forkserver_preload(PRELOADED)
     everything = {**os.environ, **_AT_IMPORT, **environment}
     everything = {k: v for k, v in everything.items() if k not in _OF_TORCHRUN}
-    process = context.Process(target=_run, args=(os.getpid(), step, folder, log, everything))
+    process = context.Process(target=_run, args=(step, folder, log, everything))
     with mock.patch.dict(os.environ, _AT_IMPORT):
         process.start()
     return process
@@ -48,23 +50,16 @@ def start(step: Step, folder: Path, log: Path, environment: Mapping[str, str]) -
 
 def kill(process: BaseProcess) -> None:
     """End a process and all that it started, and wait until it is gone."""
-    if process.exitcode is None and process.pid is not None:
+    if process.exitcode in (None, SERVER_DIED) and process.pid is not None:
         for end in (os.killpg, os.kill):  # the group is not there before the process has made it
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 end(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
     process.join()
 
 
-def _run(parent: int, step: Step, folder: Path, log: Path, environment: Mapping[str, str]) -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    try:
-        os.kill(parent, 0)
-    except ProcessLookupError:  # it ended before this could be watched
-        os._exit(1)
+def _run(step: Step, folder: Path, log: Path, environment: Mapping[str, str]) -> None:
     os.setsid()  # an interrupt from the keyboard is for the study to handle
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     with open(log, "a") as file, open(os.devnull) as nothing:
         os.dup2(nothing.fileno(), 0)
         os.dup2(file.fileno(), 1)
@@ -72,6 +67,14 @@ def _run(parent: int, step: Step, folder: Path, log: Path, environment: Mapping[
     os.environ.clear()
     os.environ.update(environment)
     sys.exit(_exit_code(step, folder))
+
+
+def _end_with_parent() -> None:
+    """End this process and all that it started when the study ends, even by SIGKILL."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os.killpg(0, signal.SIGKILL)
 
 
 def _exit_code(step: Step, folder: Path) -> int:

@@ -2,7 +2,7 @@
 
 import signal
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,7 +69,7 @@ def _tasks(run: Run) -> Iterator[Task]:
 
 def _process(
     step: child.Step, folder: Path, log: Path, environment: Mapping[str, str]
-) -> Iterator[None]:
+) -> Generator[None, None, int]:
     """Yield until the process ends; return its exit code."""
     process = child.start(step, folder, log, environment)
     try:

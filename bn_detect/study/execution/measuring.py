@@ -23,6 +23,7 @@ from ...configuration.reading import read_config
 from ...data import register_derived
 from ...engine.evaluation import precise_bn
 from ...engine.trainer import BNTrainer
+from ...population.undisturbed import undisturbed
 from ...runtime.checkpointer import AtomicCheckpointer
 from ...runtime.errors import RunFailed
 from ...runtime.files import write_json
@@ -130,12 +131,14 @@ def _take(folder: Path, names: list[str]) -> dict[str, str]:
 
 
 def _take_one(name: str, subject: Subject, measurements: Measurements) -> None:
+    """Take a measure; it leaves the model and the random numbers as they were for the next one."""
     options = measurements.run["measure"][name]
     kept = measurements.start(name)
     since = time.monotonic()
-    for part in MEASURES[name].take(subject, options, dict(kept)):
-        measurements.add(name, part, time.monotonic() - since)
-        since = time.monotonic()
+    with undisturbed(subject.model):
+        for part in MEASURES[name].take(subject, options, dict(kept)):
+            measurements.add(name, part, time.monotonic() - since)
+            since = time.monotonic()
     measurements.complete(name)
 
 

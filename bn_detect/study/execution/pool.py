@@ -3,7 +3,7 @@
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 import torch
 
@@ -59,7 +59,8 @@ def run_here(groups: Sequence[Group], jobs: int, watch: Callable[[], None]) -> N
     However this ends, no process that it started is left.
     """
     slots = environments(groups, jobs)
-    waiting, active = deque(groups), {}
+    waiting = deque(groups)
+    active: dict[int, Generator[None, None, None]] = {}
     watched = time.monotonic()
     try:
         while waiting or active:
@@ -79,11 +80,11 @@ def run_here(groups: Sequence[Group], jobs: int, watch: Callable[[], None]) -> N
             work.close()
 
 
-def in_turn(group: Group, environment: dict[str, str]) -> Iterator[int]:
+def in_turn(group: Group, environment: dict[str, str]) -> Generator[None, None, None]:
     """`execute` the runs of a group one after the other; yields while there is something to do."""
     for run in group:
         for _ in execute(run, environment):
-            yield 0
+            yield
 
 
 _DONE = object()

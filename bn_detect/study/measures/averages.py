@@ -1,6 +1,7 @@
 """The measure "moving_averages": several moving averages of one training run against PreciseBN."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from ...layers import RoIBatchNorm2d
 from ...population.undisturbed import kept_buffers
 from ...reporting.columns import Column, Result
 from ...reporting.drawing import band, new_figure
-from ...reporting.estimates import difference, over_seeds
+from ...reporting.estimates import mean_of
 from .classification import check_classifier, error, followed, in_batches, precise
 from .measure import Measure, Options, Picture, Results
 from .subject import Images, mapped_images
@@ -102,7 +103,8 @@ class FollowAverages(HookBase):
             buffer.copy_(value)
 
     def _buffers(self) -> list[Tensor]:
-        return [b for layer in self._layers for b in (layer.running_mean, layer.running_var)]
+        both = (b for layer in self._layers for b in (layer.running_mean, layer.running_var))
+        return [buffer for buffer in both if buffer is not None]
 
     def state_dict(self) -> dict[str, Any]:
         return {"result": self.result, "averages": self._averages}
@@ -137,28 +139,24 @@ _SUMMARIES: dict[str, Callable[[Errors], float]] = {
 FIRST_HALF = next(iter(_SUMMARIES))
 
 
-def _summary(result: Result, column: int, of: Callable[[Errors], float]) -> float:
+def _summary(column: int, of: Callable[[Errors], float], result: Result) -> float:
     return of(np.array(result["errors"], dtype=float)[:, column])
+
+
+def _gap(column: int, result: Result) -> float:
+    early = _SUMMARIES[FIRST_HALF]
+    return _summary(column, early, result) - _summary(PRECISE, early, result)
 
 
 def _columns() -> tuple[Column, ...]:
     """A column for each estimate and summary, and the gap to PreciseBN in the first half."""
     columns = [
-        Column(f"{name}, {key}", f"{name}, {key}", 1, lambda r, c=number, of=of: _summary(r, c, of))
+        Column(f"{name}, {key}", f"{name}, {key}", 1, partial(_summary, number, of))
         for number, name in ESTIMATES.items()
         for key, of in _SUMMARIES.items()
     ]
-    early = _SUMMARIES[FIRST_HALF]
-    columns += [
-        Column(
-            f"{name} - PreciseBN, {FIRST_HALF}",
-            f"{name} - PreciseBN, {FIRST_HALF}",
-            1,
-            lambda r, c=number: _summary(r, c, early) - _summary(r, PRECISE, early),
-        )
-        for number, name in ESTIMATES.items()
-        if number != PRECISE
-    ]
+    gaps = {n: f"{name} - PreciseBN, {FIRST_HALF}" for n, name in ESTIMATES.items() if n != PRECISE}
+    columns += [Column(key, key, 1, partial(_gap, number)) for number, key in gaps.items()]
     return tuple(columns)
 
 
@@ -169,13 +167,10 @@ def _tables(results: Results) -> str:
         rows = []
         for number, name in ESTIMATES.items():
             cells = [
-                over_seeds([_summary(run, number, of) for run in runs]).cell()
+                mean_of([_summary(number, of, run) for run in runs]).cell()
                 for of in _SUMMARIES.values()
             ]
-            early = _SUMMARIES[FIRST_HALF]
-            gap = over_seeds(
-                [_summary(r, number, early) - _summary(r, PRECISE, early) for r in runs]
-            )
+            gap = mean_of([_gap(number, run) for run in runs])
             rows.append([name, *cells, "" if number == PRECISE else gap.cell(sign="+")])
         headers = ["statistics", *_SUMMARIES, "first half - PreciseBN"]
         text += [
@@ -185,7 +180,7 @@ def _tables(results: Results) -> str:
         ]
     moments = [(arm, when) for arm in results for when in WHEN]
     rows = [
-        [n, *(over_seeds(_samples(results[a], w, n)).cell() for a, w in moments)] for n in SAMPLES
+        [str(n), *(mean_of(_samples(results[a], w, n)).cell() for a, w in moments)] for n in SAMPLES
     ]
     headers = ["images", *(f"{arm}, {WHEN[when]}" for arm, when in moments)]
     lines = [_enough(results[arm], arm, when) for arm, when in moments]
@@ -204,8 +199,11 @@ def _samples(runs: list[Result], when: str, number: int) -> list[float]:
 
 def _enough(runs: list[Result], arm: str, when: str) -> str:
     """Say how many images are within half a point of the most."""
-    most = dict(enumerate(_samples(runs, when, SAMPLES[-1])))
-    gaps = {n: difference(dict(enumerate(_samples(runs, when, n))), most) for n in SAMPLES[:-1]}
+    most = _samples(runs, when, SAMPLES[-1])
+    gaps = {
+        n: mean_of([value - most[i] for i, value in enumerate(_samples(runs, when, n))])
+        for n in SAMPLES[:-1]
+    }
     enough = [n for n, gap in gaps.items() if gap.high < 0.5]
     least = f"{enough[0]} images are" if enough else f"no number below {SAMPLES[-1]} is"
     text = ", ".join(f"{n}: {gap.cell(sign='+')}" for n, gap in gaps.items())
@@ -221,8 +219,8 @@ def _draw_errors(results: Results) -> "Figure | None":
         errors = np.stack([np.array(run["errors"], dtype=float) for run in runs])
         for number, name in ESTIMATES.items():
             style = {"color": "black"} if number == PRECISE else {}
-            estimates = [over_seeds(list(row)) for row in errors[:, :, number].T]
-            band(axis, errors[0, :, 0], estimates, name, **style)
+            estimates = [mean_of(list(row)) for row in errors[:, :, number].T]
+            band(axis, list(errors[0, :, 0]), estimates, name, **style)
         axis.set_yscale("log")
         axis.set_ylim(1.5, 110)
         axis.set_yticks([2, 5, 10, 20, 50], ["2", "5", "10", "20", "50"])

@@ -34,6 +34,10 @@ def metric(task: str, name: str, kind: str | None = None) -> Callable[[Result], 
     return value
 
 
+def _error(kind: str) -> Callable[[Result], float | None]:
+    return metric("classification", "top1_error", kind)
+
+
 def _draw(results: Results) -> "Figure | None":
     column = {kind: Column(kind, kind, 1, metric("bbox", "AP", kind)) for kind in STATISTICS}
     series = {
@@ -53,6 +57,10 @@ MEASURE = Measure(
         Column("minibatch AP", "box AP, mini-batch", 1, metric("bbox", "AP", "minibatch")),
         Column("minibatch AP50", "box AP50, mini-batch", 1, metric("bbox", "AP50", "minibatch")),
         Column("error", "top-1 error, %", 1, metric("classification", "top1_error")),
+        *(
+            Column(f"{kind} error", f"top-1 error, %, {words}", 1, _error(kind))
+            for kind, words in (("precise", "PreciseBN"), ("minibatch", "mini-batch"))
+        ),
     ),
     figures=(
         Picture(

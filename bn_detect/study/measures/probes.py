@@ -13,7 +13,7 @@ from torch import nn
 from ...data import register_derived
 from ...engine.evaluation import evaluate_under
 from ...engine.trainer import BNTrainer
-from ...probes.probing import find_head
+from ...probes.adapters import find_head
 from ...probes.registry import PROBES, Probe
 from ...reporting.columns import Result
 from .measure import Measure, Options, Picture, Take

@@ -14,10 +14,10 @@ from .measure import Measure
 
 # In the order in which a run takes them, and its table shows them.
 MEASURES: dict[str, Measure] = {
-    "training_loss": training_loss.MEASURE,
     "evaluation": evaluation.MEASURE,
     "detections": detections.MEASURE,
     **probes.MEASURES,
+    "training_loss": training_loss.MEASURE,
     "training_error": classification.TRAINING_ERROR,
     "classification_error": classification.MEASURE,
     "same_class_error": same_class.MEASURE,

@@ -61,7 +61,7 @@ class Subject:
     @property
     def partition(self) -> NormalizationBatch | None:
         """The normalization batch to probe. None: the head's own; plain BN: that of a worker."""
-        layers = list(self.model.roi_heads.modules())
+        layers = list(self.model.get_submodule("roi_heads").modules())
         if any(isinstance(layer, RoIBatchNorm2d) for layer in layers):
             return None
         if any(isinstance(layer, nn.SyncBatchNorm) for layer in layers):
@@ -73,4 +73,5 @@ def mapped_images(cfg: CfgNode, name: str) -> Images:
     """Read and map all images of a dataset as for testing."""
     register_derived([name])
     mapper = BNTrainer.build_mapper(cfg, is_train=False)
-    return [mapper(d) for d in DatasetCatalog.get(name)]
+    images = (mapper(d) for d in DatasetCatalog.get(name))
+    return [image for image in images if image is not None]

@@ -12,10 +12,10 @@ from detectron2.data import MetadataCatalog
 from PIL import Image, ImageDraw
 
 from bn_detect.data import DatasetError, check_dataset, prepare_dataset, register_dataset
-from bn_detect.data.datasets import blood_cell_source
 from bn_detect.data.datasets.blood_cell_boxes import find_cells
-from bn_detect.data.datasets.blood_cell_source import CELLS, opened, parse_points
 from bn_detect.data.datasets.blood_cells import CLASSES, RARE, validation_blocks
+from bn_detect.data.datasets.sources import chula_rbc12
+from bn_detect.data.datasets.sources.chula_rbc12 import CELLS, opened, parse_points
 
 from .test_leaky_shapes import digest
 
@@ -50,7 +50,7 @@ def source(tmp_path, monkeypatch) -> Path:
         draw_smear(centres).save(folder / paths[-2], quality=95)
         (folder / paths[-1]).write_text("\n".join(lines) + "\n")
     sums = {p: hashlib.sha256((folder / p).read_bytes()).hexdigest() for p in paths}
-    monkeypatch.setattr(blood_cell_source, "manifest", lambda: sums)
+    monkeypatch.setattr(chula_rbc12, "manifest", lambda: sums)
     yield folder
     register_dataset("blood_cells")
 
@@ -152,13 +152,13 @@ def test_faulty_labels(text):
 
 
 def test_a_failing_download_says_what_to_do(monkeypatch):
-    monkeypatch.setattr(blood_cell_source, "ARCHIVE", "http://127.0.0.1:9/archive.zip")
+    monkeypatch.setattr(chula_rbc12, "ARCHIVE", "http://127.0.0.1:9/archive.zip")
     with pytest.raises(DatasetError, match="cannot download http.*--from PATH"), opened():
         pass
 
 
 def test_the_manifest_lists_photographs_and_labels():
-    sums = blood_cell_source.manifest()
+    sums = chula_rbc12.manifest()
     assert len(sums) == 1243 and all(len(value) == 64 for value in sums.values())
     numbers = {Path(p).stem for p in sums if p.startswith("Label/")}
     assert numbers == {Path(p).stem for p in sums if p.startswith("Dataset/")}

@@ -14,7 +14,7 @@ from PIL import Image
 
 from bn_detect.data import DatasetError, check_dataset, prepare_dataset, register_dataset
 from bn_detect.data.datasets import letters
-from bn_detect.data.datasets.gettext_catalogs import messages
+from bn_detect.data.datasets.sources.gettext_catalogs import messages
 
 from .test_leaky_shapes import digest
 

@@ -22,8 +22,8 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from bn_detect.data import DatasetError, check_dataset, prepare_dataset, register_dataset
-from bn_detect.data.datasets import deepforest_wheel
-from bn_detect.data.datasets.deepforest_wheel import read_sources
+from bn_detect.data.datasets.sources import deepforest_wheel
+from bn_detect.data.datasets.sources.deepforest_wheel import read_sources
 
 REPOSITORY = Path(__file__).parents[3]
 SIZES = {"train": (2299, 2472), "val": (1249, 1035)}

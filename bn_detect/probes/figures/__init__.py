@@ -1,0 +1,1 @@
+"""The figures that the probes add to a study's report."""
