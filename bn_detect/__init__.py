@@ -5,6 +5,7 @@ Where Detectron2 is installed, importing this package registers its heads and da
 dataset of yours that already has one of their names stays.
 """
 
+import warnings
 from typing import Any
 
 from .distributed import shuffle_rois, unshuffle_rois
@@ -20,7 +21,10 @@ from .layers import (
 from .population import average_running_statistics, freeze_batchnorm, update_population_stats
 
 try:
-    import detectron2
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Detectron2 on torch's deprecations: nothing to act on
+        import detectron2
+        import detectron2.modeling
 except ImportError:
     detectron2 = None
 

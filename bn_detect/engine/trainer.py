@@ -170,7 +170,7 @@ class BNTrainer(DefaultTrainer):
                 changed = changes(state_dict["config"], self.cfg)
             except ValueError as error:
                 raise CheckpointError(f"the run has other settings: {error}") from error
-            if changed:
+            if changed and comm.is_main_process():
                 logger.warning("--resume: settings change on the way: %s", changed)
         super().load_state_dict(state_dict)
         self.seed = state_dict.get("seed", self.seed)

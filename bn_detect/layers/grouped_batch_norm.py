@@ -86,10 +86,13 @@ class _GroupedBatchNorm(torch.autograd.Function):
         ctx.partition, ctx.eps, ctx.by, ctx.count = partition, eps, by, stats.count
         ctx.has_population = population is not None
         ctx.mark_non_differentiable(*stats)
+        ctx.set_materialize_grads(False)  # three tensors of zeros, for gradients of statistics
         return y, *stats
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dy: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        if dy is None:  # nobody differentiates y
+            return (None,) * 6
         x, weight, bias = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True: somebody wants second derivatives
             if ctx.partition.process_group is not None:

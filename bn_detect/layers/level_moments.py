@@ -111,7 +111,7 @@ class _LevelBatchNorm(torch.autograd.Function):
         weighted = sums * torch.stack(list(weights)).to(sums)[:, None]
         if len(mean) < len(xs):
             weighted = weighted.sum(0, keepdim=True)
-        gradient = all_reduce_sum(weighted, ctx.process_group).neg_()
+        gradient = all_reduce_sum(weighted, ctx.process_group)
         gradient.div_(count.clamp(min=1)[:, None, None]).mul_(invstd[:, None])
         gradient[:, 1].mul_(invstd.square())
         dxs = [

@@ -91,6 +91,10 @@ class Partition:
         """The number of groups, empty ones included."""
         return self.groups.shape[1]
 
+    def may_hold_single_values(self, positions: int) -> bool:
+        """Whether, for RoIs of so many positions, some group may hold one value per channel."""
+        return positions == 1 and (self.rois is None or 1 in self.rois)
+
 
 def by_image(
     group_of_image: Iterable[int],

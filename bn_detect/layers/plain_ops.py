@@ -6,6 +6,7 @@ nothing of its size is allocated beyond the result. Every sum has a fixed order.
 """
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -50,18 +51,18 @@ def statistics(x: Tensor, partition: Partition, dtype: torch.dtype) -> GroupStat
         dtype: of mean and var, which are computed in float64.
     """
     positions = x.shape[2:].numel()
-    mean, m2 = _roi_moments(x)
-    sizes = partition.groups[2][:, None]
-    center = segment_sum(mean, partition).div_(sizes)
-    between = mean.sub_(_of_rois(center, partition.group))
+    roi_mean, m2 = _roi_moments(x)
+    mean = segment_sum(roi_mean, partition).div_(partition.groups[2][:, None])
+    between = roi_mean.sub_(_of_rois(mean, partition.group))
     m2 = segment_sum(m2.addcmul_(between, between, value=positions), partition)
-    count = partition.groups[1] * positions
     if partition.process_group is None:
-        var = m2.div_(sizes * max(1, positions))
+        count, divisor = (partition.groups[1:] * max(1, positions)).unbind()
     else:
-        count, center, m2 = merge_over_ranks(count, center, m2, partition.process_group)
-        var = m2.div_(count.clamp(min=1)[:, None])
-    return GroupStatistics(center.to(dtype), var.to(dtype), count)
+        count = partition.groups[1] * positions
+        count, mean, m2 = merge_over_ranks(count, mean, m2, partition.process_group)
+        divisor = count.clamp(min=1)
+    var = torch.div(m2, divisor[:, None], out=torch.empty_like(m2, dtype=dtype))
+    return GroupStatistics(mean.to(dtype), var, count)
 
 
 def merge_over_ranks(
@@ -148,26 +149,37 @@ def gradient_coefficients(
 
     Args:
         local, total: the sums of this process, and those over all ranks of the groups.
-        count: (num_groups,), values per channel over all ranks.
+        count: (num_groups,), values per channel over all ranks. Where it is 0, shift and slope of
+            the group, which no RoI needs, may be NaN.
         keep_single: a group of a single value was normalized with population statistics, which do
             not depend on x.
 
     Returns:
-        Gradients of the weight and the bias from this process's RoIs, (C,) each; and slope and
-        shift of each group, (num_groups, 2, C), for `input_gradient`.
+        Gradients of the weight and the bias from this process's RoIs, (C,) each; and shift and
+        slope of each group, (num_groups, 2, C), for `input_gradient`.
     """
-    dbias, dweight = local[:, 0].sum(0), (local[:, 1] * by.invstd).sum(0)
-    out = total / count.clamp(min=1).neg_()[:, None, None]
+    sums = _standardized(local, by)
+    dbias, dweight = (sums[0] if len(sums) == 1 else sums.sum(0)).unbind()
+    if total is not local:
+        sums = _standardized(total, by)
+    out = sums / count[:, None, None]
     if keep_single:
-        out = torch.where((count == 1)[:, None, None], 0.0, out)
-    out[:, 1].mul_(by.invstd).mul_(by.invstd)
-    return dweight, dbias, out.mul_(by.scale[:, None]).to(by.center.dtype)
+        out.masked_fill_((count == 1)[:, None, None], 0)
+    out[:, 1].mul_(by.invstd)
+    return dweight, dbias, out.mul_(by.scale[:, None])
+
+
+def _standardized(sums: Tensor, by: Coefficients) -> Tensor:
+    """Return sums of dy and of dy * (x - center) * invstd, (num_groups, 2, C), in a new tensor."""
+    sums = sums.to(by.center.dtype, copy=True)
+    sums[:, 1].mul_(by.invstd)
+    return sums
 
 
 def input_gradient(
     x: Tensor, dy: Tensor, group: Tensor, by: Coefficients, gradient: Tensor
 ) -> Tensor:
-    """Return dy * scale + (x - center) * slope + shift, like x.
+    """Return dy * scale - (x - center) * slope - shift, like x.
 
     Args:
         x, dy: (R, C, ...). group: (R,). gradient: shift and slope, (num_groups, 2, C).
@@ -177,7 +189,7 @@ def input_gradient(
         shift, slope = _of_rois(gradient, g).unbind(1)
         out = _scaled(dy_part, _of_rois(by.scale, g), out=dx_part)
         rest = _centered(x_part, _of_rois(by.center, g)).mul_(_expand(slope, x))
-        _store(out.add_(rest.add_(_expand(shift, x))), dx_part)
+        _store(out.sub_(rest.add_(_expand(shift, x))), dx_part)
     return dx
 
 
@@ -216,7 +228,7 @@ def _roi_moments(x: Tensor) -> tuple[Tensor, Tensor]:
         mean_part.copy_(_sum_positions(values))
         m2_part.copy_(_sum_positions(values.square_()))
         m2_part.addcmul_(mean_part, mean_part, value=-1 / positions)
-        mean_part.div_(positions).add_(first)
+        torch.add(first, mean_part, alpha=1 / positions, out=mean_part)
     return mean, m2.clamp_(min=0)
 
 
@@ -238,13 +250,18 @@ def _of_rois(table: Tensor, group: Tensor) -> Tensor:
     return table if len(table) == 1 else table.index_select(0, group)
 
 
+@lru_cache(maxsize=64)
+def _ones(number: int, dtype: torch.dtype) -> Tensor:
+    return torch.ones(number, dtype=dtype)
+
+
 def _sum_positions(x: Tensor) -> Tensor:
     """(R, C, ...) -> (R, C)."""
     if x.dim() == 2:
         return x
     if x.device.type == "cpu" and x.is_contiguous():  # BLAS is faster at short rows
         positions = x.shape[2:].numel()
-        return torch.mv(x.view(-1, positions), x.new_ones(positions)).view(x.shape[:2])
+        return torch.mv(x.view(-1, positions), _ones(positions, x.dtype)).view(x.shape[:2])
     return x.sum(tuple(range(2, x.dim())))
 
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from . import compiled
 from .grouped_batch_norm import partitioned_batch_norm
 from .layouts import RoILayout
 from .partition import Partition
@@ -64,6 +65,7 @@ class RoIBatchNorm2d(nn.BatchNorm2d):
         # Derived state: 1 whenever ranks were averaged, which they are before every checkpoint.
         ema_weight = torch.ones((), device=device, dtype=torch.float64)
         self.register_buffer("ema_weight", ema_weight, persistent=False)
+        compiled.register_layer(self)
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.jit.is_scripting():
@@ -103,16 +105,19 @@ class RoIBatchNorm2d(nn.BatchNorm2d):
                 "traced, for the groups of the example's RoIs would be frozen; call eval() "
                 "first, with test_stats 'population' (MODEL.ROI_BN.TEST_STATS)"
             )
+        if torch.compiler.is_compiling():
+            return compiled.normalize_compiled(self, x)
         partition = self._partition(x)
-        # Only a RoI of a single position can be a group of a single value.
         population = None
-        if x.shape[2:].numel() == 1 and self.running_mean is not None:
+        if partition.may_hold_single_values(x.shape[2:].numel()) and self.running_mean is not None:
             assert self.running_var is not None
             population = self.running_mean, self.running_var
         y, mean, var, count = partitioned_batch_norm(
             x, self.weight, self.bias, partition, self.eps, population
         )
-        if population is not None and not self._told_lonely and _holds_single(partition, count):
+        # Where only the GPU knows, nothing is said: asking would make the host wait.
+        known = partition.rois is not None or (x.device.type == "cpu" and bool((count == 1).any()))
+        if population is not None and known and not self._told_lonely:
             self._told_lonely = True
             logger.warning(
                 "A normalization batch of %s held a single value per channel; it was normalized "
@@ -135,6 +140,10 @@ class RoIBatchNorm2d(nn.BatchNorm2d):
         assert mean is not None and var is not None and batches is not None
         running = RunningStatistics(mean, var, self.ema_weight, batches)
         self.last_finite = update_running_statistics(running, stats, self.momentum)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        compiled.register_layer(self)
 
     def reset_running_stats(self) -> None:
         super().reset_running_stats()
@@ -160,13 +169,6 @@ class RoIBatchNorm2d(nn.BatchNorm2d):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, batch={self.layout.settings.batch}"
-
-
-def _holds_single(partition: Partition, count: Tensor) -> bool:
-    """Whether some group holds a single RoI, as far as this can be told without waiting."""
-    if partition.rois is not None:
-        return 1 in partition.rois
-    return count.device.type == "cpu" and bool((count == 1).any())
 
 
 def check_values(x: Tensor, eps: float, layer: str) -> None:

@@ -9,6 +9,8 @@ from torch import Tensor
 from . import ops, plain_ops
 from .plain_ops import GroupStatistics
 
+_TRUE = torch.ones((), dtype=torch.bool)
+
 
 class RunningStatistics(NamedTuple):
     """Buffers of a layer, updated in place.
@@ -44,7 +46,7 @@ def update_running_statistics(
         finite: Tensor = chosen.update_running(running, stats, momentum)
         return finite
     if stats.mean.device.type == "cpu" and _update_by_usual_groups(running, stats, momentum):
-        return torch.ones((), dtype=torch.bool)
+        return _TRUE
     return _update(running, stats, momentum)
 
 
@@ -60,7 +62,7 @@ def _update_by_usual_groups(
     sizes = count.tolist()
     if min(sizes) <= 1 or running.weight.item() != 1 or running.mean.dtype != mean.dtype:
         return False
-    if not (math.isfinite(mean.sum().item()) and math.isfinite(var.sum().item())):
+    if not math.isfinite(var.sum().item()):  # a mean that is not finite leaves no finite variance
         return False
     running.batches.add_(1)
     rate = 1.0 / running.batches.item() if momentum is None else momentum

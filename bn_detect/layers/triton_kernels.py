@@ -206,7 +206,7 @@ def gradient_coefficients(
         dw += tl.load(local + at + C, mask=inside, other=0.0) * s
         n = tl.load(count + g, mask=g < G, other=1)
         k = tl.load(scale + g * C + c, mask=inside, other=0.0).to(tl.float64)
-        k = -k / tl.where(n > 0, n, 1).to(tl.float64)
+        k = k / tl.where(n > 0, n, 1).to(tl.float64)
         if KEEP_SINGLE:
             k = tl.where(n == 1, 0.0, k)
         shift = k * tl.load(total + at, mask=inside, other=0.0)
@@ -222,7 +222,7 @@ def input_gradient(
     x, dy, dx, group, center, scale, gradient, C, P, sr, sc, sp, dr, dc, dp, gr, gc, gp,
     ACC: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """dy * scale + (x - center) * slope + shift with the numbers of each RoI's group, into dx."""
+    """dy * scale - (x - center) * slope - shift with the numbers of each RoI's group, into dx."""
     roi = tl.program_id(0).to(tl.int64)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     g = tl.load(group + roi)
@@ -235,7 +235,7 @@ def input_gradient(
         inside = (c[:, None] < C) & (p < P)
         v = tl.load(x + roi * sr + c[:, None] * sc + p * sp, mask=inside, other=0.0).to(ACC)
         d = tl.load(dy + roi * dr + c[:, None] * dc + p * dp, mask=inside, other=0.0).to(ACC)
-        v = d * s + ((v - m) * slope + shift)
+        v = d * s - ((v - m) * slope + shift)
         tl.store(dx + roi * gr + c[:, None] * gc + p * gp, v.to(dx.dtype.element_ty), mask=inside)
 
 

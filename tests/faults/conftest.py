@@ -19,12 +19,15 @@ from .fork_server import ForkServer
 SECTIONS = (
     "processes",
     "disk",
+    "writers",
     "rois",
     "layers",
     "numbers",
     "data",
     "datasets",
     "trust",
+    "pickles",
+    "commands",
     "long_runs",
 )
 ROWS = pytest.StashKey[list]()

@@ -103,6 +103,7 @@ INTERRUPTIONS = [
     ("SIGTERM", "one worker"),
     ("SIGINT", "the launcher"),
     ("SIGINT", "all its processes"),  # which Ctrl-C is
+    ("SIGHUP", "all its processes"),  # which a closed terminal is
 ]
 
 

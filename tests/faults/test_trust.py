@@ -18,7 +18,7 @@ from bn_detect.data.datasets.sources.deepforest_wheel import read_sources
 from bn_detect.runtime.checkpointer import AtomicCheckpointer
 from bn_detect.runtime.errors import CheckpointError
 from bn_detect.runtime.files import as_folder_name
-from bn_detect.study.plan import read_study
+from bn_detect.study.reading import read_study
 from bn_detect.study.report import write_report
 from tests.helpers.train_net import REPOSITORY
 from tests.study.made_up import HOSTILE, run, study

@@ -43,9 +43,9 @@ def recall(key: dict[str, Any]) -> DatasetSummary | None:
 
 def remember(key: dict[str, Any], summary: DatasetSummary) -> None:
     """Keep `summary` for `key`, or do nothing if the cache cannot be written."""
-    file = _file(key)
-    unfinished = file.with_suffix(f".{os.getpid()}")
     try:
+        file = _file(key)
+        unfinished = file.with_suffix(f".{os.getpid()}")
         file.parent.mkdir(parents=True, exist_ok=True)
         unfinished.write_text(json.dumps({"key": key, "summary": asdict(summary)}, indent=2))
         unfinished.replace(file)
@@ -54,7 +54,13 @@ def remember(key: dict[str, Any], summary: DatasetSummary) -> None:
 
 
 def _file(key: dict[str, Any]) -> Path:
-    """Return the file in the user's cache directory (XDG base directory specification)."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    """Return the file in the user's cache directory (XDG base directory specification).
+
+    Raises:
+        OSError: HOME is unset, and the user has no home directory.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    if not cache.is_absolute():
+        raise FileNotFoundError(f"there is no cache directory {cache}")
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     return cache / "bn_detect" / "checked_datasets" / f"{digest}.json"

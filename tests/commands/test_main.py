@@ -1,0 +1,48 @@
+"""`bn-detect`: subcommands, the usage, and what is said without Detectron2."""
+
+import importlib
+import sys
+
+import pytest
+
+from bn_detect.commands.main import SUBCOMMANDS, main
+
+
+def test_the_usage_names_every_subcommand(capsys):
+    assert main(["--help"]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"  {name} " in printed for name in SUBCOMMANDS)
+    assert main([]) == 2
+
+
+def test_a_misspelt_subcommand(capsys):
+    assert main(["precise_bn"]) == 2
+    assert "'precise_bn' is no subcommand" in (printed := capsys.readouterr().err)
+    assert "did you mean precise-bn?" in printed
+
+
+@pytest.mark.parametrize("name", SUBCOMMANDS)
+def test_every_subcommand_has_a_help(name, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["x"])
+    with pytest.raises(SystemExit) as end:
+        main([name, "--help"])
+    assert end.value.code == 0
+    assert f"usage: bn-detect {name}" in capsys.readouterr().out
+
+
+def test_without_detectron2(monkeypatch, capsys):
+    def missing(name):
+        raise ModuleNotFoundError("No module named 'detectron2'", name="detectron2.engine")
+
+    monkeypatch.setattr(importlib, "import_module", missing)
+    assert main(["train"]) == 2
+    assert "bn-detect train: it needs Detectron2" in capsys.readouterr().err
+
+
+def test_another_module_that_is_missing_is_a_fault(monkeypatch):
+    def missing(name):
+        raise ModuleNotFoundError("No module named 'tabulate'", name="tabulate")
+
+    monkeypatch.setattr(importlib, "import_module", missing)
+    with pytest.raises(ModuleNotFoundError):
+        main(["train"])

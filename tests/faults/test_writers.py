@@ -1,0 +1,137 @@
+"""Two processes that write to one place, and disks that cannot be written, learnt in time."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from bn_detect.commands import precise_bn
+from bn_detect.engine import BNTrainer
+from bn_detect.runtime.files import write_json
+from tests.helpers.in_process import config
+from tests.helpers.train_net import REPOSITORY
+
+from .fork_server import wait_for
+from .test_disk import files_no_larger_than, listed, mounted
+
+LONG = {"SOLVER__MAX_ITER": 100000, "SOLVER__CHECKPOINT_PERIOD": 2}
+WRITER = """
+import sys
+from bn_detect.runtime.files import write_json
+for _ in range(int(sys.argv[2])):
+    write_json(sys.argv[1], [int(sys.argv[3])] * 2000)
+"""
+
+
+@pytest.mark.fault(
+    "a second training in the OUTPUT_DIR of one that runs",
+    should="exit code 2, folder and process are named; the first goes on, and loses nothing",
+)
+def test_two_trainings(server, tmp_path, happened):
+    first = server.start(tmp_path, **LONG)
+    wait_for((tmp_path / "last_checkpoint").exists)
+    second = server.start(tmp_path, SOLVER__MAX_ITER=2)
+    assert second.wait() == 2, second.printed[-2000:]
+    (line,) = [line for line in second.printed.splitlines() if line.startswith("error: ")]
+    assert f"OUTPUT_DIR {tmp_path} is in use by process {first.pid} on" in line
+    assert not (tmp_path / "model_final.pth").exists()
+    happened(line.replace(str(tmp_path), "FOLDER").replace(str(first.pid), "PID")[:100])
+    before = (tmp_path / "last_checkpoint").read_text()
+    wait_for(lambda: (tmp_path / "last_checkpoint").read_text() != before)
+    os.kill(first.pid, signal.SIGTERM)
+    assert first.wait() == 143
+    third = server.run(tmp_path, "--resume", SOLVER__MAX_ITER=1)
+    assert third.wait() == 0
+
+
+@pytest.mark.fault(
+    "two processes write one file, again and again",
+    should="no error; at every moment the file is what one of them wrote, and nothing else is left",
+)
+def test_two_writers(tmp_path, size, happened):
+    path, count = tmp_path / "results.json", size(100, 1000)
+    write_json(path, [0] * 2000)
+    command = [sys.executable, "-W", "ignore", "-c", WRITER, path, str(count)]
+    writers = [
+        subprocess.Popen([*command, str(n)], cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
+        for n in (1, 2)
+    ]
+    seen = set()
+    while any(writer.poll() is None for writer in writers):
+        values = set(path.read_text().split(",\n "))
+        seen |= {value.strip("[] \n") for value in values}
+    assert [writer.communicate()[1] for writer in writers] == ["", ""]
+    assert seen <= {"0", "1", "2"} and os.listdir(tmp_path) == ["results.json"]
+    happened(f"{2 * count} writes, no error, no mixture, no file left")
+
+
+@pytest.mark.fault(
+    "a link with the name of the temporary file that a checkpoint was written through",
+    should="the file that it names is not touched",
+)
+def test_planted_link(tmp_path, happened):
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / ".results.json.tmp").symlink_to(victim)
+    write_json(folder / "results.json", {"AP": 1})
+    assert victim.read_text() == "precious"
+    happened("untouched: temporary names are random, and are not opened through links")
+
+
+@pytest.fixture(scope="module")
+def rewriting(server, tmp_path_factory):
+    """A config file and a checkpoint of it, for `precise_bn.main`."""
+    folder = tmp_path_factory.mktemp("rewriting")
+    cfg = config(server.root, folder)
+    (folder / "config.yaml").write_text(cfg.dump())
+    torch.save({"model": BNTrainer.build_model(cfg).state_dict()}, folder / "in.pth")
+    (folder / "in.pth").chmod(0o640)
+    return folder
+
+
+def words(folder: Path, *more: object) -> list[str]:
+    weights = ["--weights", str(folder / "in.pth"), "--num-iter", "1"]
+    return ["--config-file", str(folder / "config.yaml"), *weights, *map(str, more)]
+
+
+@pytest.mark.fault(
+    "bn-detect precise-bn --in-place on a link to the checkpoint",
+    should="the link stays; the file that it names is rewritten, with its mode",
+)
+def test_in_place_on_a_link(rewriting, tmp_path, happened):
+    link, file = tmp_path / "link.pth", rewriting / "in.pth"
+    before = file.read_bytes()
+    link.symlink_to(file)
+    arguments = words(rewriting, "--in-place")
+    arguments[arguments.index("--weights") + 1] = str(link)
+    assert precise_bn.main(arguments) == 0
+    assert link.is_symlink() and file.read_bytes() != before
+    assert file.stat().st_mode & 0o777 == 0o640
+    happened("so it was, mode 640")
+
+
+@pytest.mark.parametrize("disk", ["read-only", "full (ulimit -f)"])
+@pytest.mark.fault(
+    "bn-detect precise-bn with an output that cannot be written: the disk is {disk}",
+    should="one line that names the file, exit code 2, before the pass",
+)
+def test_precise_bn(disk, rewriting, tmp_path, capsys, monkeypatch, happened):
+    monkeypatch.setattr(precise_bn, "launch", None)  # no pass may start
+    if disk == "read-only":
+        with mounted(tmp_path / "ro", "ro") as folder:
+            output = folder / "out.pth"
+            assert precise_bn.main(words(rewriting, "--output", output)) == 2
+    else:
+        output = tmp_path / "out.pth"
+        with files_no_larger_than(100_000):
+            assert precise_bn.main(words(rewriting, "--output", output)) == 2
+        assert listed(tmp_path) == []
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ") and printed.count("\n") == 1 and str(output) in printed
+    happened(printed.strip().replace(str(tmp_path), "FOLDER"))
