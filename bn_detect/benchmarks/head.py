@@ -15,8 +15,15 @@ from ..layers import NormalizationBatch, RoIBatchNorm2d
 from ..layers.watching import apply_to_moved_rois
 from ..modeling import BNConvFCHead, BNMaskConvUpsampleHead
 from .all_gather import apply_after_all_gather
-from .ranks import on_ranks, ranks_possible
-from .timing import default_device, interleaved, ratios, spread, waiting_for
+from .measuring import (
+    default_device,
+    interleaved,
+    on_ranks,
+    ranks_possible,
+    ratios,
+    spread,
+    waiting_for,
+)
 
 HELP = "a step of the heads on 1, 2, 4 ranks, and moving RoIs by itself"
 CHANNELS, IMAGES = 256, 2

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from ..population.bn_layers import select_bn_layers
 from ..population.moments import Moments, moments
 from ..population.precise_bn import update_population_stats
+from .measuring import interleaved, ratios, spread
 from .subjects import detector_batch, generated_images, neon_detector, resnet18
-from .timing import interleaved, ratios, spread
 
 HELP = "time and error of PreciseBN"
 ARMS = ("forward only", "ours", "fvcore")

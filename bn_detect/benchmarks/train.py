@@ -12,8 +12,8 @@ from detectron2.utils.events import EventStorage
 from tabulate import tabulate
 
 from ..layers import set_iteration
+from .measuring import default_device, interleaved, ratios, spread, waiting_for
 from .subjects import detector_batch, neon_config
-from .timing import default_device, interleaved, ratios, spread, waiting_for
 
 HELP = "iterations per second of whole training steps"
 REFERENCE = "Detectron2's own BN head"

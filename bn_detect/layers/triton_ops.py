@@ -26,7 +26,7 @@ from .running_statistics import RunningStatistics
 logger = logging.getLogger(__name__)
 
 _OURS = sys.modules[__name__]
-_TILE = 2048  # values of a tile over x, at most
+_TILE = 1024  # values of a tile over x, at most
 GROUP_TILE = {"BLOCK_C": 32}  # of kernels over groups
 ROWS_TILE = {"BLOCK_R": 32, "BLOCK_C": 32}
 TABLE_TILE = {"BLOCK_G": 16, "BLOCK_C": 64}

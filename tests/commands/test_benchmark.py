@@ -6,8 +6,7 @@ import statistics
 import pytest
 import torch
 
-from bn_detect.benchmarks.memory import peak_bytes
-from bn_detect.benchmarks.timing import spread
+from bn_detect.benchmarks.measuring import peak_bytes, spread
 from bn_detect.commands.benchmark import main
 
 
@@ -16,7 +15,7 @@ def measure(tmp_path, capsys):
     def run(*arguments: object) -> tuple[dict, str]:
         file = tmp_path / "result.json"
         shared = ["--json", str(file), "--output", str(tmp_path)]
-        if arguments[0] != "traffic":
+        if arguments[0] not in ("traffic", "kernels"):
             shared += ["--repetitions", "2"]
         assert main([*map(str, arguments), *shared]) == 0
         return json.loads(file.read_text()), capsys.readouterr().out
@@ -33,6 +32,28 @@ def test_layer(measure):
     ours = [r for r in rows if r["layer"] == "ours, worker" and r["dtype"] == "float32"]
     reference = [r for r in rows if r["layer"].startswith("torch")]
     assert all(r["ratio"] == [1, 1] for r in reference) and len(ours) == 6
+
+
+def test_overhead(measure):
+    result, printed = measure("overhead", "--calls", 2)
+    rows = {row["layer"]: row for row in result["rows"]}
+    assert rows["torch BatchNorm2d"]["ratio"] == [1, 1] and len(rows) == 7
+    ours = rows["ours, shuffled, 8 virtual"]
+    assert spread(ours["ratio"]) in printed and min(ours["us"]) > 0
+    assert 0 < ours["forward"] <= 45 and 0 < ours["backward"] <= 25
+
+
+def test_kernels(measure):
+    pytest.importorskip("triton")
+    result, printed = measure("kernels", "--targets", 90, "--dtypes", "bfloat16")
+    assert {row["target"] for row in result["compiled"]} == {90}
+    assert "H100" in printed and "V100" not in printed
+    for row in result["compiled"]:
+        assert f"{row['registers']}" in printed
+    moved = {row["kernel"]: row for row in result["bytes"] if row["shape"][0] == 1024}
+    x = 1024 * 256 * 49 * 2
+    assert moved["input_gradient"]["bytes"] > 3 * x
+    assert f"{1e6 * moved['normalize']['bytes'] / 3.35e12:.3g}" in printed  # us on an H100
 
 
 def test_head(measure):
