@@ -6,7 +6,7 @@ import socket
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def interleaved(
-    arms: dict[str, Callable[[], object]],
+    arms: Mapping[str, Callable[[], object]],
     repetitions: int,
     ready: Callable[[], object] = lambda: None,
 ) -> dict[str, list[float]]:

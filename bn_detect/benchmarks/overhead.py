@@ -8,6 +8,7 @@ import argparse
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -88,11 +89,11 @@ def measure(device: torch.device, repetitions: int, calls: int) -> list[Row]:
     x = torch.randn(SHAPE, device=device, requires_grad=True)
     dy = torch.randn(SHAPE, device=device)
     layers = {name: layer.to(device) for name, layer in _layers(device).items()}
-    seconds = {name: [] for name in layers}
+    seconds: dict[str, list[float]] = {name: [] for name in layers}
     ready = waiting_for(device)
     for repetition in range(repetitions + 1):
         for name, layer in layers.items():
-            taken = _time(lambda layer=layer: _step(layer, x, dy), calls, ready)
+            taken = _time(partial(_step, layer, x, dy), calls, ready)
             if repetition:
                 seconds[name].append(taken)
     reference = seconds[REFERENCE]

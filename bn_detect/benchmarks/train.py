@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -21,7 +22,7 @@ IMAGES, SIDE = 4, 200
 ROI_BN = "MODEL.ROI_BN."
 OWN_HEADS = ["MODEL.ROI_HEADS.NAME", "StandardROIHeads"]
 OWN_HEADS += ["MODEL.ROI_BOX_HEAD.NAME", "FastRCNNConvFCHead"]
-ARMS = {
+ARMS: dict[str, list[Any]] = {
     REFERENCE: OWN_HEADS,
     "images": [f"{ROI_BN}BATCH", "images"],
     "worker": [f"{ROI_BN}BATCH", "worker"],
