@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ..benchmarks import head, kernels, layer, overhead, precise_bn, scaling, traffic, train
+from ..benchmarks import gpu, head, kernels, layer, overhead, precise_bn, scaling, traffic, train
 from ..runtime.files import write_json
 from .run import run_command
 
@@ -18,6 +18,7 @@ SUBCOMMANDS = {
     "scaling": scaling,
     "train": train,
     "precise-bn": precise_bn,
+    "gpu": gpu,
 }
 
 

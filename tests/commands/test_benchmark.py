@@ -1,6 +1,7 @@
 """Every measurement at a small size: what it prints and writes follows from what it measured."""
 
 import json
+import re
 import statistics
 
 import pytest
@@ -15,7 +16,7 @@ def measure(tmp_path, capsys):
     def run(*arguments: object) -> tuple[dict, str]:
         file = tmp_path / "result.json"
         shared = ["--json", str(file), "--output", str(tmp_path)]
-        if arguments[0] not in ("traffic", "kernels"):
+        if arguments[0] not in ("traffic", "kernels", "gpu"):
             shared += ["--repetitions", "2"]
         assert main([*map(str, arguments), *shared]) == 0
         return json.loads(file.read_text()), capsys.readouterr().out
@@ -54,6 +55,24 @@ def test_kernels(measure):
     x = 1024 * 256 * 49 * 2
     assert moved["input_gradient"]["bytes"] > 3 * x
     assert f"{1e6 * moved['normalize']['bytes'] / 3.35e12:.3g}" in printed  # us on an H100
+
+
+def test_dry_run_of_what_needs_a_gpu(measure, tmp_path):
+    page = tmp_path / "gpu.md"
+    result, printed = measure("gpu", "--dry-run", "--page", page)
+    assert page.read_text() in printed
+    assert "not run" in result["tests"] and int(re.search(r"(\d+)/\d+ tests", result["tests"])[1])
+    for title, numbers in result.items():
+        if title not in ("machine", "tests"):
+            assert numbers is None and f"## {title}" in printed
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_nothing_is_claimed(capsys, tmp_path):
+    page = tmp_path / "gpu.md"
+    assert main(["gpu", "--page", str(page), "--output", str(tmp_path)]) == 2
+    assert "--dry-run" in capsys.readouterr().err
+    assert not page.exists()
 
 
 def test_head(measure):
