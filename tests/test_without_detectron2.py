@@ -3,8 +3,10 @@
 `python -m tests.test_without_detectron2` runs the cases and prints what came of each, as JSON.
 """
 
+import contextlib
 import copy
 import importlib
+import io
 import json
 import sys
 import traceback
@@ -129,6 +131,21 @@ def names_that_need_it() -> None:
         bn_detect.modelling  # noqa: B018
 
 
+def commands() -> None:
+    from bn_detect.commands.main import SUBCOMMANDS, main
+
+    for name in SUBCOMMANDS:
+        for arguments in ([name], [name, "--help"]):
+            errors = io.StringIO()
+            with contextlib.redirect_stderr(errors):
+                assert main(arguments) == 2, name
+            (line,) = errors.getvalue().splitlines()
+            assert line.startswith(f"error: bn-detect {name}: ") and "make setup" in line
+    with contextlib.redirect_stdout(io.StringIO()) as shown:
+        assert main(["--help"]) == 0
+    assert all(name in shown.getvalue() for name in SUBCOMMANDS)
+
+
 CASES = (
     layers,
     conversion,
@@ -137,13 +154,14 @@ CASES = (
     freezing,
     probes,
     names_that_need_it,
+    commands,
 )
 
 
 class NoDetectron2(MetaPathFinder):
     def find_spec(self, fullname: str, path=None, target=None) -> None:
         if fullname.split(".")[0] == "detectron2":
-            raise ImportError(f"{fullname} is not installed here")
+            raise ModuleNotFoundError(f"No module named {fullname!r}", name=fullname)
 
 
 def main() -> None:

@@ -15,7 +15,8 @@ from ..runtime.errors import RunFailed
 from ..runtime.files import write_atomically
 from ..runtime.folder_lock import sole_user
 from ..study.folders import check_folders
-from ..study.measures.domain_shift import check_images, tables
+from ..study.measures.domain_shift import check_images
+from ..study.measures.domain_table import tables
 from ..study.plan import Arm, Study
 from ..study.report import write_report
 from ..study.results import Findings, collect

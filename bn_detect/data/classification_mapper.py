@@ -1,5 +1,6 @@
 """The mapper of classification data: turn a dataset dict into an input of `BNImageClassifier`."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,10 +23,14 @@ class ClassificationMapper:
     Args:
         cfg: a config with `INPUT.FORMAT` and the keys above.
         is_train: whether to return training images; False returns test images.
+
+    Attributes:
+        read: from a dataset dict to its image, (H, W, C); may be replaced by one that keeps them.
     """
 
     def __init__(self, cfg: CfgNode, is_train: bool) -> None:
-        self._format, self._is_train = cfg.INPUT.FORMAT, is_train
+        self.read = partial(read_image, format=cfg.INPUT.FORMAT)
+        self._is_train = is_train
         self._rendering = Rendering.from_config(cfg)
         steps = []
         if cfg.INPUT.CROP.ENABLED:
@@ -40,7 +45,7 @@ class ClassificationMapper:
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         """Return `dataset_dict` with the key "image" added: (C, H, W) uint8, rendered: float32."""
-        image = read_image(dataset_dict, self._format)
+        image = self.read(dataset_dict)
         tensor = torch.from_numpy(image.transpose(2, 0, 1).copy())
         if self._transform is not None:
             tensor = self._transform(tensor)

@@ -40,6 +40,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
     ) -> None:
         super().__init__(model, save_dir, **kwargs)
         self.trust, self._whole, self._resumes = trust, whole, False
+        self._was_read = False  # the file that is being loaded
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write `{name}.pth` in `save_dir` and point `last_checkpoint` at it.
@@ -96,11 +97,12 @@ class AtomicCheckpointer(DetectionCheckpointer):
             )
         if not latest:
             return super().resume_or_load(path, resume=False)
-        self._resumes = True
+        self._resumes, self._was_read = True, False
         try:
             return super().resume_or_load(path, resume=True)
         except CheckpointError as error:
-            raise CheckpointError(f"--resume: {error}{self._one_before(latest)}") from error
+            other = "" if self._was_read else self._one_before(latest)
+            raise CheckpointError(f"--resume: {error}{other}") from error
         finally:
             self._resumes = False
 
@@ -146,6 +148,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
         return data
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        self._was_read = True
         fill_levels(self.model, checkpoint["model"])  # shared statistics fit one per level too
         misfits = super()._load_model(checkpoint)
         if not (self._whole or self._resumes):

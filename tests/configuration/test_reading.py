@@ -51,3 +51,25 @@ def test_anchors_that_are_neither(value):
     shuffled = REPOSITORY / "configs/neon/faster_rcnn_lean_FPN_shuffled.yaml"
     with pytest.raises(ValueError, match="MODEL.ANCHOR_GENERATOR.SIZES is"):
         read(shuffled, "MODEL.ANCHOR_GENERATOR.SIZES", value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('DATASETS: {TRAIN: ("x",)}\n', 'DATASETS.TRAIN is ("x"; it must be a list, as "[\'x\']"'),
+        ("INPUT: {MIN_SIZE_TRAIN: (3, 4)}\n", "write MIN_SIZE_TRAIN: [3]"),
+        ('DATASETS: {TRAIN: ("x", "y")}\n', "write KEY: [1, 2]"),
+        ("DATASETS:\n  TRAIN: x\n", "DATASETS.TRAIN is x; it must be a list, as \"['x']\""),
+        ("DATASETS:\n  TRAIN: [3]\n", "DATASETS.TRAIN is (3,), which holds 3"),
+    ],
+)
+def test_tuples_within_braces_and_words_in_place_of_lists(text, message, tmp_path):
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(ValueError) as error:
+        read(tmp_path / "mine.yaml")
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_tuple_in_a_line_of_its_own_is_read(tmp_path):
+    (tmp_path / "mine.yaml").write_text('DATASETS:\n  TRAIN: ("x",)\n')
+    assert read(tmp_path / "mine.yaml").DATASETS.TRAIN == ("x",)

@@ -163,7 +163,7 @@ def test_seed_does_not_depend_on_where_the_dataset_lies(tmp_path, whole):
 def test_tool_refuses_an_unknown_dataset(tmp_path):
     words = ["corrupted", "--dataset", "nothing_here", "--corruption", "fog"]
     done = subprocess.run([sys.executable, str(TOOL), *words], capture_output=True, text=True)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith(
         "error: dataset 'nothing_here' is not registered"
     )

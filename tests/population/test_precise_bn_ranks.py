@@ -53,8 +53,10 @@ def buffers(model: nn.Module) -> dict[str, Tensor]:
 
 
 def on_one_process(shares: list[list[int]]) -> dict[str, Tensor]:
+    """Each batch of a rank is a normalization batch, there and here."""
     model = network()
-    update(model, [b for rank, sizes in enumerate(shares) for b in share(sizes, rank)])
+    batches = [b for rank, sizes in enumerate(shares) for b in share(sizes, rank)]
+    update(model, batches, images_per_group=None)
     return buffers(model)
 
 
@@ -77,12 +79,12 @@ def cases(rank: int, world_size: int) -> dict:
     results = {}
     for i, shares in enumerate(SHARES):
         model = network()
-        report = update(model, share(shares[rank], rank))
+        report = update(model, share(shares[rank], rank), images_per_group=None)
         results[f"shares {i}"] = buffers(model), report
 
     model = DistributedDataParallel(network())
     before = Snapshot(model)
-    report = update(model, share(SHARES[0][rank], rank))
+    report = update(model, share(SHARES[0][rank], rank), images_per_group=None)
     before.assert_unchanged(statistics=False)
     results["ddp"] = buffers(model), report
 

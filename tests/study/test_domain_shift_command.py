@@ -65,7 +65,7 @@ def test_a_run_that_goes_on(arguments, tmp_path, capsys):
     assert "77.7" in (out / "domain_shift.md").read_text()
     for flag, said in (
         ("--num-gpus 2", "workers 1, not 2"),
-        ("--images-of in_process_train", "images_of"),
+        ("--images-of coco_2017_train", "images_of"),
     ):
         assert command.main([*arguments, *flags, "6", *flag.split()]) == 2
         assert said in capsys.readouterr().err

@@ -11,6 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.utils import comm
@@ -19,9 +20,8 @@ from detectron2.utils.logger import setup_logger
 
 from ...configuration.keys import normalization_batch
 from ...configuration.reading import read_config
-from ...configuration.settings import CLASSIFIER, check_weights
-from ...data import register_derived
-from ...data.rendering import Rendering
+from ...configuration.settings import check_weights
+from ...data import ClassificationMapper, register_derived
 from ...distributed.neighbours import neighbours
 from ...engine.trainer import BNTrainer
 from ...runtime.files import write_atomically, write_json
@@ -103,7 +103,9 @@ class StudyTrainer(BNTrainer):
     @classmethod
     def build_mapper(cls, cfg: CfgNode, is_train: bool) -> Callable[[dict], dict | None]:
         mapper = super().build_mapper(cfg, is_train)
-        return _MappedOnce(mapper) if _repeats(cfg) else mapper
+        if isinstance(mapper, ClassificationMapper):
+            mapper.read = _ReadOnce(mapper.read)
+        return mapper
 
 
 class _Keep(HookBase):
@@ -118,28 +120,20 @@ class _Keep(HookBase):
             write_json(self._folder / "followed.json", results)
 
 
-def _repeats(cfg: CfgNode) -> bool:
-    """Whether a mapper gives the same for an image each time: no random crop, flip or rendering."""
-    changes = cfg.INPUT.CROP.ENABLED or cfg.INPUT.RANDOM_FLIP != "none"
-    changes = changes or Rendering.from_config(cfg) is not None
-    return cfg.MODEL.META_ARCHITECTURE == CLASSIFIER and not changes
+class _ReadOnce:
+    """A reader whose images are kept, up to a limit."""
 
-
-class _MappedOnce:
-    """A mapper without random numbers, whose results are kept, up to a limit."""
-
-    def __init__(self, mapper: Callable[[dict], dict | None]) -> None:
-        self._mapper = mapper
-        self._kept: dict[tuple, dict[str, Any]] = {}
+    def __init__(self, read: Callable[[dict[str, Any]], np.ndarray]) -> None:
+        self._read = read
+        self._kept: dict[tuple, np.ndarray] = {}
         self._bytes = 0
 
-    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any] | None:
+    def __call__(self, dataset_dict: dict[str, Any]) -> np.ndarray:
         key = (dataset_dict["file_name"], dataset_dict.get("corruption"))
         if key in self._kept:
-            return dict(self._kept[key])
-        mapped = self._mapper(dataset_dict)
-        if mapped is not None and self._bytes < KEPT_BYTES:
-            self._bytes += mapped["image"].nbytes
-            self._kept[key] = mapped
-            return dict(mapped)
-        return mapped
+            return self._kept[key]
+        image = self._read(dataset_dict)
+        if self._bytes < KEPT_BYTES:
+            self._bytes += image.nbytes
+            self._kept[key] = image
+        return image

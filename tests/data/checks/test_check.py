@@ -225,7 +225,7 @@ def test_command_line(dataset):
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert re.search(r"^good +3 +1 +3 ", done.stdout, re.MULTILINE)
     last = done.stderr.splitlines()[-1]
     assert last.startswith("error: dataset 'bad'") and "'images' is missing" in last

@@ -5,15 +5,8 @@ from types import SimpleNamespace
 import pytest
 
 from bn_detect.study.measures import domain_shift as measuring
-from bn_detect.study.measures.domain_shift import (
-    MEASURE,
-    Cell,
-    Table,
-    domain_shift,
-    plan,
-    score,
-    tables,
-)
+from bn_detect.study.measures.domain_shift import MEASURE, domain_shift
+from bn_detect.study.measures.domain_table import Cell, Table, plan, score, tables
 
 OPTIONS = {**MEASURE.options, "corruptions": ["fog", "snow"], "num_images": [100, 10, 10]}
 

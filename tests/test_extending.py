@@ -1,0 +1,97 @@
+"""The recipes of docs/extending.md, followed literally (the batch: tests/layers/batches)."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bn_detect.commands.study import main as study
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def blocks(section: str, language: str = "python") -> list[str]:
+    text = (REPOSITORY / "docs/extending.md").read_text()
+    text = text.split(f"## {section}\n")[1].split("\n## ")[0]
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+
+
+def run(folder: Path, program: str) -> list[str]:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program],
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(folder), str(REPOSITORY)]),
+            "DETECTRON2_DATASETS": str(folder / "datasets"),
+            "OMP_NUM_THREADS": "1",
+        },
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+DATASET = """
+from bn_detect.data import check_dataset, register_derived
+from bn_detect.data.datasets.registry import DATASETS, Dataset, register_boxes
+from bn_detect.data import check_dataset_options
+from bn_detect.commands.main import main
+from grey import GreyOptions, prepare
+{row}
+assert main(["data", "grey", "--level", "7"]) == 0
+assert main(["data", "grey", "--level", "256"]) == 2
+check_dataset_options("dark", {{"kind": "grey", "level": 7}})
+register_derived(["grey_train@1"])
+print(check_dataset("grey_train@1").annotations)
+"""
+
+
+def test_a_dataset(tmp_path):
+    file, row = blocks("A dataset")
+    (tmp_path / "grey.py").write_text(file)
+    assert run(tmp_path, DATASET.format(row=row))[-1] == "1"
+
+
+PROBE = """
+from bn_detect.probes.registry import PROBES, Column, Probe, at
+from confidence_probe import Confidence, confidence
+{row}
+import torch
+from bn_detect.study.measures.registry import MEASURES
+from tests.probes import toy
+images = [toy.image(torch.randn(16, toy.CHANNELS), torch.randint(toy.CLASSES, (toy.OBJECTS,)))
+          for _ in range(4)]
+report = confidence(toy.detector(), [images], 1)
+assert report.rois == 4 * toy.ROIS and 0 <= report.share <= 1
+(column,) = MEASURES["confidence"].columns
+print(column.value({{"share": 0.25}}))
+"""
+
+
+def test_a_probe(tmp_path):
+    file, row = blocks("A probe")
+    (tmp_path / "confidence_probe.py").write_text(file)
+    assert run(tmp_path, PROBE.format(row=row))[-1] == "0.25"
+
+
+def test_a_study(tmp_path, capsys, monkeypatch):
+    (text,) = blocks("A study", "yaml")
+    (tmp_path / "studies").mkdir()
+    (tmp_path / "leaky-shapes").symlink_to(REPOSITORY / "configs/leaky-shapes")
+    file = tmp_path / "studies/images.yaml"
+    file.write_text(text)
+    monkeypatch.chdir(tmp_path)
+    assert study(["--study", str(file), "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert "12 runs" in printed and "two images, silent" in printed
+
+
+@pytest.mark.parametrize("section", ["A normalization batch", "A dataset", "A probe", "A study"])
+def test_every_recipe_has_its_code(section):
+    assert blocks(section) or blocks(section, "yaml")
