@@ -75,9 +75,8 @@ def statistics(x: Tensor, partition: Partition, dtype: torch.dtype) -> GroupStat
     size = groups * (2 * channels + 1) if spans else 0
     packed = x.new_empty(size, dtype=torch.float64)
     grid = (groups, triton.cdiv(channels, ROWS_TILE["BLOCK_C"]))
-    starts, sizes = partition.groups[0], partition.groups[1]
     launch(
-        kernels.merge_moments, grid, moments, partition.rows[1], starts, sizes,
+        kernels.merge_moments, grid, moments, partition.order, partition.starts, partition.sizes,
         mean, var, count, packed, channels, positions, SPANS=spans, **ROWS_TILE,
     )  # fmt: skip
     if spans:
@@ -127,8 +126,8 @@ def gradient_sums(x: Tensor, dy: Tensor, partition: Partition, center: Tensor) -
     sums = per_roi.new_empty((groups, 2, channels))
     grid = (groups, triton.cdiv(2 * channels, ROWS_TILE["BLOCK_C"]))
     launch(
-        kernels.segment_sum, grid, per_roi, partition.rows[1], partition.groups[0],
-        partition.groups[1], sums, 2 * channels, **ROWS_TILE,
+        kernels.segment_sum, grid, per_roi, partition.order, partition.starts,
+        partition.sizes, sums, 2 * channels, **ROWS_TILE,
     )  # fmt: skip
     return sums
 
