@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from bn_detect.probes import statistics_probe
 from bn_detect.probes.bits import bits_about
@@ -82,6 +83,27 @@ def test_statistics_of_a_larger_group_tell_its_composition():
 @pytest.mark.parametrize("norm", ["GN", ""])
 def test_a_head_without_batchnorm_has_no_statistics(norm):
     assert probe("class", norm=norm).layers == ()
+
+
+def test_all_layers_together():
+    """One layer is all layers; two of which one tells nothing tell what the first does."""
+    one = probe("class")
+    assert [dataclasses.replace(row, name="") for row in one.all_layers] == [
+        dataclasses.replace(row, name="") for row in one.layers
+    ]
+    assert [row.name for row in one.all_layers] == ["all layers"] * 2
+    model = detector(batch="images")
+    blind = nn.Sequential(nn.Linear(16, 16), nn.BatchNorm1d(16))
+    nn.init.zeros_(blind[0].weight)
+    model.roi_heads.box_head.add_module("blind", blind)
+    two = statistics_probe(model, painted(15, 8, tells="class"), 15, permutations=5)
+    assert {row.name for row in two.layers} == {
+        "roi_heads.box_head.conv1.norm",
+        "roi_heads.box_head.blind.1",
+    }
+    (row,) = [row for row in two.all_layers if row.label == PRESENCE]
+    assert row.bits == pytest.approx(bits(one, PRESENCE).bits, abs=0.05)
+    assert "all layers" in str(two)
 
 
 def test_labels_that_do_not_vary_are_left_out():

@@ -1,6 +1,7 @@
 """A study end to end: killed, resumed, with an arm that fails and one that reuses a checkpoint."""
 
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ import yaml
 
 from bn_detect.commands.study import main
 from bn_detect.runtime.errors import RunFailed
+from bn_detect.study import results as results_module
 from bn_detect.study.execution.measuring import measure, run_config
 from bn_detect.study.execution.slurm import run_on_cluster
 from bn_detect.study.folders import prepare_folders
@@ -312,3 +314,13 @@ def test_a_failing_measure_does_not_stop_the_others(killed, tmp_path, monkeypatc
     assert content["failed"] == {"evaluation": "RuntimeError: no more memory"}
     assert set(content["measured"]) == {"training_loss", "companion_swap"}
     assert content["measures"]["evaluation"] == {"part": 1}
+
+
+def test_a_full_disk_is_one_line(killed, monkeypatch, capsys):
+    def write_json(path, value) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(results_module, "write_json", write_json)
+    assert main(killed.arguments) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+    assert len(lines) == 1 and "No space left on device" in lines[0]
