@@ -49,7 +49,8 @@ class FasterCOCOEvaluator(COCOEvaluator):
 
     def _prepare_and_save(self, predictions: list[dict[str, Any]], img_ids: Any) -> None:
         """Do what the parent does before it evaluates: give categories COCO's ids, write a file."""
-        evaluates, self._do_evaluation = self._do_evaluation, False
+        evaluates: bool = self._do_evaluation  # type: ignore[has-type]  # of an untyped parent
+        self._do_evaluation = False
         self._logger.disabled = evaluates  # else it says that there are no annotations
         try:
             super()._eval_predictions(predictions, img_ids)
