@@ -85,15 +85,6 @@ def test_own_batch_of_other_models():
         own_batch(nn.Linear(1, 1))
 
 
-def test_synchronized_heads_are_probed_over_all_workers():
-    """Of four workers with one image each: a group has their RoIs, not those of one image."""
-    data = toy.batches(2, 4, 0, correlation=1.0, own_evidence=0.5)
-    model = toy.detector("naiveSyncBN")
-    found = companion_swap(model, data, 2, partition=own_batch(model, 4))
-    assert found == companion_swap(model, data, 2, partition=NormalizationBatch("global"))
-    assert found != companion_swap(model, data, 2, partition=NormalizationBatch("images"))
-
-
 @pytest.mark.parametrize("test_stats", ["population", "minibatch"])
 def test_population_statistics_are_those_of_the_model(test_stats):
     """Also where the model uses mini-batch statistics at inference."""
