@@ -22,7 +22,7 @@ from ..study.report import write_report
 from ..study.results import Findings, collect
 from ..study.runs import plan_runs
 from .run import run_command
-from .study import Planned, check_started_once, prepare, run_missing
+from .study import Planned, check_output, check_started_once, prepare, run_missing
 from .train import is_config_key
 
 DEFAULT_IMAGES = (10, 100, 1000)
@@ -84,7 +84,7 @@ def check(args: argparse.Namespace) -> Planned:
 
     Raises:
         ValueError: a setting, a corruption, the dataset, the checkpoint, a model without BN, or a
-            folder with results of another checkpoint or other settings.
+            folder with results of another study, another checkpoint or other settings.
     """
     check_started_once(args.num_gpus)
     cfg = read_config(args)
@@ -98,6 +98,7 @@ def check(args: argparse.Namespace) -> Planned:
     }
     study = _study(args, options)
     output = args.output or Path(cfg.OUTPUT_DIR, "domain_shift")
+    check_output(study, output)
 
     def groups(study: Study) -> list:
         trust = args.trust_checkpoint

@@ -176,7 +176,7 @@ def _planned(file: str, args: argparse.Namespace, *, alone: bool) -> Planned:
     name = Path(file).stem
     output = args.output or Path("output", "studies", name)
     output = output if alone or not args.output else output / name
-    _check_output(study, output)
+    check_output(study, output)
     here = args.launcher == "local" and not args.dry_run
     trust = args.trust_checkpoint
     groups = plan_runs(study, output, weights=args.weights, trust=trust, here=here)
@@ -186,10 +186,11 @@ def _planned(file: str, args: argparse.Namespace, *, alone: bool) -> Planned:
     return planned
 
 
-def _check_output(study: Study, output: Path) -> None:
-    """Raise ValueError where a folder holds the results of another study."""
+def check_output(study: Study, output: Path) -> None:
+    """Raise ValueError where a folder holds the results of another study, or something else."""
     path = output / "results.json"
-    there = read_json(path).get("study") if path.exists() else {"name": study.name}
+    kept = read_json(path, "use another --output")
+    there = kept.get("study") if path.exists() else {"name": study.name}
     if not isinstance(there, dict) or "name" not in there:
         raise ValueError(f"{path} holds no results of a study; use another --output")
     if there["name"] != study.name:

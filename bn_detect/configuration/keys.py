@@ -20,11 +20,11 @@ def add_bn_detect_config(cfg: CN) -> None:
     """
     _C = cfg
     _C.MODEL.ROI_BN = CN()
-    # Whose statistics normalize a RoI during SGD: those of the RoIs of
-    #   "images":   IMAGES_PER_GROUP consecutive images of a worker
-    #   "worker":   a worker (per-GPU BN)
-    #   "shuffled": a fresh random part of the RoIs of all workers, as many parts as workers
-    #   "global":   all workers (SyncBN)
+    # The normalization batch: the RoIs whose statistics normalize a RoI during SGD.
+    #   "images":   the RoIs of IMAGES_PER_GROUP consecutive images of a worker
+    #   "worker":   the RoIs of a worker (per-GPU BN)
+    #   "shuffled": a fresh random part of the RoIs of all workers, in as many parts as workers
+    #   "global":   the RoIs of all workers (SyncBN)
     _C.MODEL.ROI_BN.BATCH = "worker"
     # Images whose RoIs form one group under "images".
     _C.MODEL.ROI_BN.IMAGES_PER_GROUP = 1
@@ -34,8 +34,8 @@ def add_bn_detect_config(cfg: CN) -> None:
     # How "shuffled" is done: "statistics" reduces the statistics of the groups and leaves the RoIs
     # where they are; "features" moves the RoI features between the workers. Same results.
     _C.MODEL.ROI_BN.EXCHANGE = "statistics"
-    # "shuffled" within groups of this many consecutive workers (virtual ones count), say those of
-    # one node, each group by itself; 0: all workers.
+    # Under "shuffled", let only this many consecutive workers (virtual ones count) shuffle with one
+    # another, such as those of one node; 0: all workers.
     _C.MODEL.ROI_BN.SHUFFLE_GROUPS = 0
     # What normalizes at inference: "population" (the moving average, or PreciseBN's estimate) or
     # "minibatch" (the RoIs of TEST_IMAGES_PER_GROUP test images).
@@ -44,15 +44,15 @@ def add_bn_detect_config(cfg: CN) -> None:
     # then hold that many images. Above 1, predictions depend on the order of the images.
     _C.MODEL.ROI_BN.TEST_IMAGES_PER_GROUP = 1
 
-    # From this iteration on, normalize with population statistics in training too; -1: never. With
-    # TEST.PRECISE_BN.ENABLED, those of a PreciseBN pass.
+    # From this iteration on, normalize with population statistics in training, too; -1: never.
+    # With TEST.PRECISE_BN.ENABLED they come from a PreciseBN pass.
     _C.MODEL.ROI_BN.FREEZE_ITER = -1
     # Dotted prefixes of the modules whose BN layers FREEZE_ITER freezes; empty: all.
     _C.MODEL.ROI_BN.FREEZE_MODULES = ["roi_heads"]
 
-    # Iterations between records of one channel's mean in each RoI BN layer: of the mini-batch, by
-    # the moving average and by a PreciseBN pass (of TEST.PRECISE_BN.NUM_ITER batches; it takes
-    # time). Into TensorBoard, bn_statistics.json and bn_statistics.png; 0: never.
+    # Iterations between records of one channel's mean in each RoI BN layer, under mini-batch,
+    # population and precise statistics (a PreciseBN pass of TEST.PRECISE_BN.NUM_ITER batches, which
+    # takes time). They go to TensorBoard, bn_statistics.json and bn_statistics.png; 0: never.
     _C.MODEL.ROI_BN.LOG_STATS = 0
 
     # PreciseBN, with Detectron2's own keys ENABLED and NUM_ITER (batches per worker).
@@ -68,15 +68,15 @@ def add_bn_detect_config(cfg: CN) -> None:
     # Iterations between passes; 0: before each evaluation. Always at the end as well.
     _C.TEST.PRECISE_BN.PERIOD = 0
 
-    # BatchNorm in heads that all feature levels share: BNRetinaNet, where
-    # MODEL.RETINANET.NORM is "BN" or "SyncBN", and BNRPNHead, where MODEL.RPN.NORM is. "shared" by
-    # the levels, or of each "level" by itself, are
+    # BatchNorm in heads that all feature levels share: in BNRetinaNet, where MODEL.RETINANET.NORM
+    # is "BN" or "SyncBN", and in BNRPNHead, where MODEL.RPN.NORM is. Each key is "shared" (by the
+    # levels) or "level" (each level has its own).
     _C.MODEL.LEVEL_BN = CN()
-    # ... the statistics that normalize in training,
+    # The statistics that normalize in training.
     _C.MODEL.LEVEL_BN.BATCH = "shared"
-    # ... those that normalize at inference,
+    # The statistics that normalize at inference.
     _C.MODEL.LEVEL_BN.POPULATION = "shared"
-    # ... and weight and bias.
+    # Weight and bias.
     _C.MODEL.LEVEL_BN.AFFINE = "shared"
     # How the moving average of a "shared" population follows batches of each "level": by a step for
     # each level, "in_turn", as one BatchNorm called on level after level does (the authors' code),

@@ -50,9 +50,26 @@ def grouped_batch_norm(
     Returns:
         y like x; mean (num_groups, C) and var (num_groups, C), biased, and count (num_groups,),
         the values per channel (RoIs x positions), the same on every rank. Only y carries gradients.
+
+    Raises:
+        NotImplementedError, ValueError: see `check_values`.
     """
+    check_values(x, eps, "grouped_batch_norm")
     partition = Partition(group, num_groups, process_group, device=x.device)
     return partitioned_batch_norm(x, weight, bias, partition, eps, population)
+
+
+def check_values(x: Tensor, eps: float, caller: str) -> None:
+    """Raise where statistics of `x` mean nothing.
+
+    Raises:
+        NotImplementedError: values that are integers, booleans or complex.
+        ValueError: eps is not positive, so that a constant channel would be divided by 0.
+    """
+    if not x.is_floating_point():
+        raise NotImplementedError(f"{caller} takes floating-point values; got {x.dtype}")
+    if eps <= 0:
+        raise ValueError(f"{caller}: eps is {eps}; it must be positive")
 
 
 def partitioned_batch_norm(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import compiled
-from .grouped_batch_norm import partitioned_batch_norm
+from .grouped_batch_norm import check_values, partitioned_batch_norm
 from .layouts import RoILayout
 from .partition import Partition
 from .plain_ops import GroupStatistics
@@ -169,16 +169,3 @@ class RoIBatchNorm2d(nn.BatchNorm2d):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, batch={self.layout.settings.batch}"
-
-
-def check_values(x: Tensor, eps: float, layer: str) -> None:
-    """Raise where statistics of `x` mean nothing.
-
-    Raises:
-        NotImplementedError: values that are integers, booleans or complex.
-        ValueError: eps is not positive, so that a constant channel would be divided by 0.
-    """
-    if not x.is_floating_point():
-        raise NotImplementedError(f"{layer} takes floating-point values; got {x.dtype}")
-    if eps <= 0:
-        raise ValueError(f"{layer}: eps is {eps}; it must be positive")

@@ -1,11 +1,12 @@
 """Small backbones to train from scratch on a CPU."""
 
 from detectron2.config import CfgNode
-from detectron2.layers import Conv2d, ShapeSpec
+from detectron2.layers import CNNBlockBase, Conv2d, ShapeSpec, get_norm
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from detectron2.modeling.backbone import FPN, BasicStem, ResNet
 from detectron2.modeling.backbone.resnet import BasicBlock
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 @BACKBONE_REGISTRY.register()
@@ -16,7 +17,19 @@ def build_lean_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
     channels) and `OUT_FEATURES` (stages beyond the last one named there are not built). With "GN",
     the channels must be multiples of 32. Nothing is frozen.
     """
-    return _lean_resnet(cfg, input_shape, list(cfg.MODEL.RESNETS.OUT_FEATURES))
+    return _lean_resnet(cfg, _stem(cfg, input_shape), list(cfg.MODEL.RESNETS.OUT_FEATURES))
+
+
+@BACKBONE_REGISTRY.register()
+def build_lean_resnet_small_images_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
+    """Build the same for images of some 32 pixels: half the strides, by a stem that does not pool.
+
+    Reads the keys of `build_lean_resnet_backbone`.
+    """
+    stem = SmallStem(
+        input_shape.channels, cfg.MODEL.RESNETS.STEM_OUT_CHANNELS, cfg.MODEL.RESNETS.NORM
+    )
+    return _lean_resnet(cfg, stem, list(cfg.MODEL.RESNETS.OUT_FEATURES))
 
 
 @BACKBONE_REGISTRY.register()
@@ -27,16 +40,43 @@ def build_lean_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """
     in_features = ["res2", "res3", "res4", "res5"]
     return FPN(
-        bottom_up=_lean_resnet(cfg, input_shape, in_features),
+        bottom_up=_lean_resnet(cfg, _stem(cfg, input_shape), in_features),
         in_features=in_features,
         out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
         norm=cfg.MODEL.FPN.NORM,
     )
 
 
-def _lean_resnet(cfg: CfgNode, input_shape: ShapeSpec, out_features: list[str]) -> ResNet:
+class SmallStem(CNNBlockBase):
+    """One 3x3 convolution of stride 2 with norm and ReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int, norm: str) -> None:
+        super().__init__(in_channels, out_channels, 2)
+        self.conv1 = Conv2d(
+            in_channels,
+            out_channels,
+            3,
+            stride=2,
+            padding=1,
+            bias=not norm,
+            norm=get_norm(norm, out_channels),
+            activation=F.relu,
+        )
+        nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, H, W) -> (N, out_channels, H / 2, W / 2), rounded up."""
+        y: Tensor = self.conv1(x)
+        return y
+
+
+def _stem(cfg: CfgNode, input_shape: ShapeSpec) -> BasicStem:
+    resnets = cfg.MODEL.RESNETS
+    return BasicStem(input_shape.channels, resnets.STEM_OUT_CHANNELS, norm=resnets.NORM)
+
+
+def _lean_resnet(cfg: CfgNode, stem: CNNBlockBase, out_features: list[str]) -> ResNet:
     norm = cfg.MODEL.RESNETS.NORM
-    stem = BasicStem(input_shape.channels, cfg.MODEL.RESNETS.STEM_OUT_CHANNELS, norm=norm)
     stages, channels = [], stem.out_channels
     for i in range(4):
         out_channels = cfg.MODEL.RESNETS.RES2_OUT_CHANNELS * 2**i

@@ -35,7 +35,7 @@ class Groups:
             ValueError: the images cannot be split into the virtual workers.
         """
         self._layout.set_iteration(step)
-        self._layout.record(rois.per_image)
+        self._layout.record(rois.per_image, rois.labels)
         group = self._layout.partition(len(rois), torch.device("cpu")).group
         groups = [(group == g).nonzero()[:, 0] for g in group.unique()]
         return [indices for indices in groups if len(indices) > 1]

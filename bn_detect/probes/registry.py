@@ -10,7 +10,7 @@ from typing import Any
 
 from ..reporting.columns import Column, at
 from .decompose import decomposition
-from .figures.bars import DECOMPOSITION, FLIPS, LAYERS, SWAP, ProbeFigure, most_bits
+from .figures.bars import DECOMPOSITION, FLIPS, LAYERS, SWAP, ProbeFigure, bits_of_all_layers
 from .jacobian import cross_roi_jacobian
 from .statistics import statistics_probe
 from .swap import companion_swap
@@ -48,6 +48,8 @@ PROBES: dict[str, Probe] = {
             Column("swap", "swap (nats)", 3, at("classification", "change")),
             Column("null", "resampled (nats)", 3, at("classification", "null")),
             Column("flips", "flipped", 3, at("flip_rate")),
+            Column("label leakage", "label leakage (nats)", 3, at("label_leakage", "all")),
+            Column("image dependence", "image dependence (nats)", 3, at("image_dependence", "all")),
         ),
         figures=(SWAP, FLIPS),
     ),
@@ -59,7 +61,7 @@ PROBES: dict[str, Probe] = {
     "statistics_probe": Probe(
         statistics_probe,
         images=480,
-        columns=(Column("bits", "bits in statistics", 3, most_bits),),
+        columns=(Column("bits", "bits in statistics", 3, bits_of_all_layers),),
         figures=(LAYERS,),
     ),
     "decomposition": Probe(

@@ -53,10 +53,13 @@ class StatisticsReport:
     Attributes:
         layers: one row for each BN layer and each label that varies over the images; none for a
             head without BN layers, which has no batch statistics.
+        all_layers: one row for each label, of a classifier that sees the statistics of all layers.
+            Use these to sum up: the largest of several rows is too large by chance.
         images: the number of images.
     """
 
     layers: tuple[LayerBits, ...]
+    all_layers: tuple[LayerBits, ...]
     images: int
 
     def __str__(self) -> str:
@@ -68,7 +71,7 @@ class StatisticsReport:
                 f"{row.null_mean:.3f} ± {row.null_std:.3f}",
                 row.entropy,
             ]
-            for row in self.layers
+            for row in (*self.layers, *self.all_layers)
         ]
         headers = [f"layer ({self.images} images)", "label", "bits", "null", "entropy"]
         return str(tabulate(rows, headers=headers, floatfmt=".3f"))
@@ -123,21 +126,21 @@ def statistics_probe(
             objects += [rois.objects[image] for image in kept]
             batch_of += [step] * len(kept)
     labels = _labels(objects) if objects else {}
-    rows = []
-    for name, parts in vectors.items():
+    joined = {name: np.concatenate(parts) for name, parts in vectors.items()}
+
+    def rows(name: str, x: Array) -> Iterator[LayerBits]:
         for label, columns in labels.items():
             measured = bits_about(
-                np.concatenate(parts),
-                columns,
-                np.array(batch_of),
-                permutations=permutations,
-                seed=seed,
+                x, columns, np.array(batch_of), permutations=permutations, seed=seed
             )
             if measured is not None:
                 null, spread = float(measured.null.mean()), float(measured.null.std(ddof=1))
-                bits = measured.read - null
-                rows.append(LayerBits(name, label, bits, null, spread, measured.entropy))
-    return StatisticsReport(tuple(rows), len(objects))
+                yield LayerBits(name, label, measured.read - null, null, spread, measured.entropy)
+
+    layers = tuple(row for name, x in joined.items() for row in rows(name, x))
+    together = np.concatenate(list(joined.values()), axis=1) if joined else None
+    all_layers = () if together is None else tuple(rows("all layers", together))
+    return StatisticsReport(layers, all_layers, len(objects))
 
 
 def _image_statistics(

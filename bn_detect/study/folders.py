@@ -22,20 +22,20 @@ if TYPE_CHECKING:
 _OF_THE_MACHINE = ("MODEL.DEVICE", "DATALOADER.NUM_WORKERS")
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, remedy: str = "--force begins the run anew") -> dict[str, Any]:
     """Return the file's object; {} where there is no file.
 
     Raises:
-        ValueError: it is there, but no JSON object; names the file.
+        ValueError: it is there, but no JSON object; names the file and the remedy.
     """
     try:
         found = json.loads(path.read_text())
     except FileNotFoundError:
         return {}
     except (OSError, RecursionError, ValueError) as error:
-        raise ValueError(f"{path} is no JSON: {error}; --force begins the run anew") from error
+        raise ValueError(f"{path} is no JSON: {error}; {remedy}") from error
     if not isinstance(found, dict):
-        raise ValueError(f"{path} holds no JSON object; --force begins the run anew")
+        raise ValueError(f"{path} holds no JSON object; {remedy}")
     return found
 
 

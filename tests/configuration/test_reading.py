@@ -56,7 +56,7 @@ def test_anchors_that_are_neither(value):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('DATASETS: {TRAIN: ("x",)}\n', 'DATASETS.TRAIN is ("x"; it must be a list, as "[\'x\']"'),
+        ('DATASETS: {TRAIN: ("x",)}\n', 'DATASETS.TRAIN is ("x"; it must be a list'),
         ("INPUT: {MIN_SIZE_TRAIN: (3, 4)}\n", "write MIN_SIZE_TRAIN: [3]"),
         ('DATASETS: {TRAIN: ("x", "y")}\n', "write KEY: [1, 2]"),
         ("DATASETS:\n  TRAIN: x\n", "DATASETS.TRAIN is x; it must be a list, as \"['x']\""),

@@ -8,7 +8,7 @@ from torch import nn
 
 from bn_detect.commands.train import main
 from bn_detect.engine import FreezeBN, PreciseBN
-from bn_detect.population import freeze_batchnorm, update_population_stats
+from bn_detect.population import update_population_stats
 from bn_detect.population.precise_bn import ROI_SOURCES
 
 from ..helpers.in_process import Trainer, assert_same_bits, checkpoint, config, statistics, trained
@@ -178,11 +178,3 @@ def test_lazy_config_and_detectron2s_own_trainer():
     assert torch.equal(seen[1], seen[2])  # frozen from iteration 4 on, after which weights moved
     update_population_stats(model, batches, 4, progress=False)
     assert not torch.equal(model.bn.running_mean, seen[2])
-
-
-def test_a_model_that_is_left_in_evaluation_mode():
-    """Only frozen layers are passed over, whatever the modes are."""
-    model = nn.Sequential(nn.BatchNorm2d(2), nn.BatchNorm2d(2)).eval()
-    freeze_batchnorm(model, ["1"])
-    PreciseBN(model, lambda: [torch.randn(4, 2, 3, 3)], 1).run()
-    assert (model[0].running_mean != 0).all() and (model[1].running_mean == 0).all()

@@ -28,6 +28,7 @@ SECTIONS = (
     "trust",
     "pickles",
     "commands",
+    "studies",
     "long_runs",
 )
 ROWS = pytest.StashKey[list]()

@@ -6,10 +6,9 @@ import logging
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import parametrizations, parametrize, weight_norm
+from torch.nn.utils import parametrizations
 
 from bn_detect.layers import (
-    LevelBatchNorm2d,
     RoIBatchNorm2d,
     RoILayout,
     convert_batchnorm,
@@ -131,44 +130,7 @@ def test_a_module_without_batch_norm_is_refused():
         convert_roi_batchnorm(nn.Conv2d(3, 3, 1))
 
 
-# What cannot be converted.
-
-
-class Doubled(nn.Module):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return 2 * x
-
-
-def _parametrized() -> nn.Module:
-    bn = nn.BatchNorm2d(3)
-    parametrize.register_parametrization(bn, "weight", Doubled())
-    return bn
-
-
-def _weight_normed() -> nn.Module:
-    return weight_norm(nn.BatchNorm2d(3), dim=None)
-
-
-@pytest.mark.parametrize("convert", [convert_roi_batchnorm, convert_batchnorm])
-@pytest.mark.parametrize(
-    ("make", "named"),
-    [
-        (_parametrized, ["ParametrizedBatchNorm2d", "remove_parametrizations"]),
-        (_weight_normed, ["BatchNorm2d", "remove"]),
-        (lambda: nn.LazyBatchNorm2d(), ["LazyBatchNorm2d", "run one batch"]),
-        (lambda: LevelBatchNorm2d(3, 2), ["LevelBatchNorm2d", "by itself"]),
-    ],
-    ids=["parametrized", "weight norm", "lazy", "levels"],
-)
-@pytest.mark.filterwarnings("ignore::FutureWarning")  # of weight_norm
-def test_a_layer_that_cannot_be_converted_is_named_and_nothing_is_converted(convert, make, named):
-    model = nn.Sequential(nn.BatchNorm2d(3), nn.Sequential(make()))
-    before = list(model.modules())
-    with pytest.raises(ValueError) as error:
-        convert(model)
-    for part in [*named, "'1.0'"]:
-        assert part in str(error.value)
-    assert all(a is b for a, b in zip(model.modules(), before, strict=True))
+# What cannot be converted is in tests/faults/test_layers.py.
 
 
 def test_a_lazy_layer_converts_once_it_knows_its_channels():

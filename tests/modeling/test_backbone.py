@@ -41,3 +41,20 @@ def test_a_feature_sees_31_pixels_of_its_own_image():
 
 def test_it_has_no_norm():
     assert not any(isinstance(m, _NormBase) for m in small_backbone().modules())
+
+
+def test_lean_resnets_put_out_the_shapes_that_they_state():
+    for name, factor in (("lean_resnet", 1), ("lean_resnet_small_images", 2)):
+        cfg = get_cfg()
+        add_bn_detect_config(cfg)
+        cfg.MODEL.BACKBONE.NAME = f"build_{name}_backbone"
+        cfg.MODEL.RESNETS.NORM, cfg.MODEL.RESNETS.OUT_FEATURES = "BN", ["res2", "res4"]
+        cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 8
+        backbone = build_backbone(cfg, ShapeSpec(channels=1))
+        strides = {key: shape.stride for key, shape in backbone.output_shape().items()}
+        assert strides == {"res2": 4 // factor, "res4": 16 // factor}
+        features = backbone(torch.randn(2, 1, 32, 64))
+        for key, stride in strides.items():
+            channels = backbone.output_shape()[key].channels
+            assert features[key].shape == (2, channels, 32 // stride, 64 // stride)
+        assert sum(isinstance(m, _NormBase) for m in backbone.modules()) == 1 + 3 * 2 + 2

@@ -6,6 +6,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bn_detect import NormalizationBatch, RoIBatchNorm2d, freeze_batchnorm
+from bn_detect.layers.batches import BATCHES, Batch
+from bn_detect.layers.batches.roi_facts import RoIFacts
+from bn_detect.layers.partition import Partition, by_image
 from bn_detect.probes import companion_swap, own_batch
 from bn_detect.probes.adapters import find_head
 from bn_detect.probes.probing import Groups, on_population_statistics, probing
@@ -82,15 +85,6 @@ def test_own_batch_of_other_models():
         own_batch(nn.Linear(1, 1))
 
 
-def test_synchronized_heads_are_probed_over_all_workers():
-    """Of four workers with one image each: a group has their RoIs, not those of one image."""
-    data = toy.batches(2, 4, 0, correlation=1.0, own_evidence=0.5)
-    model = toy.detector("naiveSyncBN")
-    found = companion_swap(model, data, 2, partition=own_batch(model, 4))
-    assert found == companion_swap(model, data, 2, partition=NormalizationBatch("global"))
-    assert found != companion_swap(model, data, 2, partition=NormalizationBatch("images"))
-
-
 @pytest.mark.parametrize("test_stats", ["population", "minibatch"])
 def test_population_statistics_are_those_of_the_model(test_stats):
     """Also where the model uses mini-batch statistics at inference."""
@@ -113,3 +107,23 @@ def test_a_frozen_head_reads_no_companions():
     data = toy.batches(2, 4, 0, correlation=1.0, own_evidence=0.5)
     change = companion_swap(model, data, 2).classification.change
     assert (change.mean, change.low, change.high) == (0, 0, 0)
+
+
+class ClassBatch(Batch):
+    """The RoIs of each class by themselves."""
+
+    name = "class"
+    description = "the RoIs of its class"
+    needs_labels = True
+
+    def partition(self, rois: RoIFacts) -> Partition:
+        return by_image(rois.labels().tolist(), [1] * rois.number, CLASSES + 1, rois.device)
+
+
+def test_batches_that_depend_on_labels(monkeypatch):
+    monkeypatch.setitem(BATCHES, "class", ClassBatch)
+    (batch,) = batches("box", 1, images=4)
+    with probing(detector("box"), NormalizationBatch("class"), 0) as (head, groups):
+        (rois,) = head.sample(batch)
+        labels = [rois.labels[group].unique().tolist() for group in groups(rois, 0)]
+    assert len(labels) > 1 and all(len(each) == 1 for each in labels)

@@ -42,7 +42,7 @@ def run(arm: str, seed: int, *, swap: float, ap: float, null: float = 0.0, flips
             "flips": list(flips),
         },
         "cross_roi_jacobian": {"same_image": interval(swap / 4)},
-        "statistics_probe": {"layers": layers},
+        "statistics_probe": {"layers": layers, "all_layers": layers[1:]},
         "decomposition": {"rows": rows},
     }
     return finished(arm, seed, measures)

@@ -25,9 +25,9 @@ class ProbeFigure:
     draw: Callable[[Reports], "Figure | None"]
 
 
-def most_bits(report: Mapping[str, Any]) -> float | None:
-    """Return the bits of the layer whose statistics tell most."""
-    return max((layer["bits"] for layer in report.get("layers", ())), default=None)
+def bits_of_all_layers(report: Mapping[str, Any]) -> float | None:
+    """Return the bits that the statistics of all layers tell about the first label."""
+    return next((float(row["bits"]) for row in report.get("all_layers", ())), None)
 
 
 def _swap(reports: Reports) -> "Figure | None":

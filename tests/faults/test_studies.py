@@ -1,0 +1,232 @@
+"""Studies and their folders: shared, spoilt, of other versions, on disks that are full."""
+
+import fcntl
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from bn_detect.commands import domain_shift
+from bn_detect.commands import study as command
+from bn_detect.engine import BNTrainer
+from bn_detect.runtime.errors import CheckpointError
+from bn_detect.runtime.folder_lock import sole_user
+from bn_detect.study.execution.pool import run_here
+from bn_detect.study.execution.steps import StudyTrainer
+from bn_detect.study.folders import prepare_folders
+from bn_detect.study.reading import read_study
+from bn_detect.study.report import write_report
+from bn_detect.study.runs import Run, plan_runs
+from tests.helpers.in_process import config
+from tests.study.made_up import run, study
+
+from .test_disk import files_no_larger_than, mounted
+from .test_pickles import proposals
+from .test_trust import Evil
+
+
+class Studies:
+    """A study's file, the command line that runs it, and one for domain-shift."""
+
+    def __init__(self, root: Path, folder: Path) -> None:
+        cfg = config(root, folder)
+        cfg.DATASETS.TEST = ("in_process_val",)
+        (folder / "base.yaml").write_text(cfg.dump())
+        torch.save({"model": BNTrainer.build_model(cfg).state_dict()}, folder / "in.pth")
+        self.file = folder / "study.yaml"
+        content = {"name": "mine", "base": str(folder / "base.yaml"), "arms": [{"name": "an arm"}]}
+        self.file.write_text(yaml.safe_dump(content | {"measure": ["companion_swap"]}))
+        self.of_study = ["--study", str(self.file), "--output"]
+        files = ["--config-file", folder / "base.yaml", "--weights", folder / "in.pth"]
+        self.of_domain_shift = [*map(str, files), "--corruptions", "contrast", "--output"]
+
+    def main(self, name: str, output: Path, *flags: str) -> int:
+        if name == "study":
+            return command.main([*self.of_study, str(output), *flags])
+        return domain_shift.main([*self.of_domain_shift, str(output), *flags])
+
+    def run(self, output: Path) -> Run:
+        """Prepare the run's folder, as if the study had been ended then."""
+        ((planned,),) = plan_runs(read_study(self.file), output)
+        prepare_folders([planned])
+        return planned
+
+
+@pytest.fixture(scope="module")
+def studies(server, tmp_path_factory) -> Studies:
+    return Studies(server.root, tmp_path_factory.mktemp("studies"))
+
+
+@pytest.fixture(autouse=True)
+def _nothing_starts(monkeypatch) -> None:
+    for module in (command, domain_shift):
+        monkeypatch.setattr(module, "run_missing", None)
+
+
+def files(folder: Path) -> dict[Path, bytes]:
+    names = (".in_use", ".lock")
+    return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name not in names}
+
+
+def one_line(capsys, *parts: object) -> str:
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ") and printed.count("\n") == 1, printed
+    assert all(str(part) in printed for part in parts), printed
+    return printed.strip()
+
+
+OTHERS = {
+    "another study": '{"study": {"name": "another"}}',
+    "something else": "[1]",
+    "no JSON": "{",
+}
+
+
+@pytest.mark.parametrize("name", ["study", "study --force", "domain-shift"])
+@pytest.mark.parametrize("kind", OTHERS)
+@pytest.mark.fault(
+    "bn-detect {name} with an --output whose results.json holds {kind}",
+    should="one line that names it, exit code 2, and all stays",
+)
+def test_results_of_others(kind, name, studies, tmp_path, capsys, happened):
+    (tmp_path / "results.json").write_text(OTHERS[kind])
+    (tmp_path / "report.html").write_text("a report")
+    before = files(tmp_path)
+    assert studies.main(*name.split()[:1], tmp_path, *name.split()[1:]) == 2
+    happened(one_line(capsys, tmp_path, "use another --output").replace(str(tmp_path), "FOLDER"))
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["study", "domain-shift"])
+@pytest.mark.fault(
+    "bn-detect {name} in the --output of one that runs", should="one line, exit code 2; no file"
+)
+def test_two_at_once(name, studies, tmp_path, capsys, happened):
+    with sole_user(tmp_path, "--output"):
+        assert studies.main(name, tmp_path) == 2
+    happened(one_line(capsys, f"--output {tmp_path} is in use by").replace(str(tmp_path), "FOLDER"))
+    assert files(tmp_path) == {}
+
+
+@pytest.mark.fault(
+    "bn-detect study --force while another process is at a run", should="the run is not deleted"
+)
+def test_force_spares_a_run_in_progress(studies, tmp_path, capsys, happened):
+    planned = studies.run(tmp_path)
+    before = files(tmp_path)
+    with open(planned.folder / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert studies.main("study", tmp_path, "--force") == 2
+    line = one_line(capsys, f"another process is at the run in {planned.folder}")
+    happened(line.replace(str(tmp_path), "FOLDER"))
+    assert files(tmp_path) == before
+
+
+SPOILT = {
+    "run.json": "[1]",
+    "measurements.json": '{"measures": 5}',
+    "status.json": "{",
+    "versions.json": "null",
+    "settings.yaml": "!!python/object/apply:os.mkdir ['MARK']",
+}
+
+
+@pytest.mark.parametrize("name", SPOILT)
+@pytest.mark.fault(
+    "{name} in the folder of a run holds something else, or a tag that executes code",
+    should="one line that names it, exit code 2; nothing is executed or lost",
+)
+def test_spoilt_run_folders(name, studies, tmp_path, capsys, happened):
+    planned, mark = studies.run(tmp_path / "out"), tmp_path / "mark"
+    (planned.folder / name).write_text(SPOILT[name].replace("MARK", str(mark)))
+    before = files(tmp_path)
+    assert studies.main("study", tmp_path / "out") == 2
+    line = one_line(capsys, planned.folder / name)
+    assert files(tmp_path) == before and not mark.exists()
+    happened(line.replace(str(planned.folder), "FOLDER")[:200])
+
+
+@pytest.mark.fault(
+    "another version of Detectron2 knows one key more, or less, than the one that made a run",
+    should="the run goes on where the key has its default; else key and versions are named",
+)
+def test_other_versions(studies, tmp_path, capsys, happened):
+    planned = studies.run(tmp_path)
+    path = planned.folder / "settings.yaml"
+    kept = yaml.safe_load(path.read_text())
+    del kept["SOLVER"]["BASE_LR_END"]
+    path.write_text(yaml.safe_dump(kept))
+    assert studies.main("study", tmp_path, "--dry-run") == 0
+    kept["SOLVER"]["OF_ANOTHER_VERSION"] = 1
+    path.write_text(yaml.safe_dump(kept))
+    versions = {"training": {"detectron2": "9.8"}}
+    (planned.folder / "versions.json").write_text(json.dumps(versions))
+    capsys.readouterr()
+    assert studies.main("study", tmp_path, "--dry-run") == 2
+    parts = ("SOLVER.OF_ANOTHER_VERSION 1, not None", "made with Detectron2 9.8, and here is")
+    happened(one_line(capsys, *parts).replace(str(tmp_path), "FOLDER"))
+
+
+@pytest.mark.parametrize("disk", ["read-only", "full (ulimit -f)"])
+@pytest.mark.parametrize("name", ["study", "domain-shift"])
+@pytest.mark.fault(
+    "bn-detect {name} on a disk that is {disk}",
+    should="one line that names a file there, exit code 2, before anything starts",
+)
+def test_disks(name, disk, studies, tmp_path, capsys, happened):
+    if disk == "read-only":
+        with mounted(tmp_path / "ro", "ro") as folder:
+            assert studies.main(name, folder / "out") == 2
+    else:
+        with files_no_larger_than(1000):  # less than a run's settings
+            assert studies.main(name, tmp_path / "out") == 2
+    happened(one_line(capsys, tmp_path).replace(str(tmp_path), "FOLDER"))
+
+
+@pytest.mark.fault(
+    "the disk of a study is full when a run begins", should="an error that names the file"
+)
+def test_a_disk_that_fills_up(studies, tmp_path, happened):
+    with mounted(tmp_path / "small", "size=200k") as folder:
+        planned = studies.run(folder)
+        before = files(folder)
+        with open(folder / "ballast", "wb", buffering=0) as ballast, pytest.raises(OSError):
+            while True:
+                ballast.write(bytes(4096))
+        with pytest.raises(OSError, match="No space left") as error:
+            run_here([[planned]], 1, lambda: None)
+        (folder / "ballast").unlink()
+        assert files(folder) == before and str(planned.folder) in str(error.value)
+        happened(str(error.value).replace(str(folder), "FOLDER"))
+
+
+@pytest.mark.fault(
+    "a study whose config names a file of proposals that executes code",
+    should="refused, nothing executed",
+)
+def test_proposals_with_code(server, tmp_path, happened):
+    mark, file = tmp_path / "mark", tmp_path / "proposals.pkl"
+    file.write_bytes(pickle.dumps(proposals(server.root) | {"more": Evil(mark)}))
+    keys = {"LOAD_PROPOSALS": True, "PROPOSAL_GENERATOR__NAME": "PrecomputedProposals"}
+    keys = {f"MODEL__{key}": value for key, value in keys.items()}
+    cfg = config(server.root, tmp_path, DATASETS__PROPOSAL_FILES_TRAIN=f"('{file}',)", **keys)
+    with pytest.raises(CheckpointError, match="may execute code") as error:
+        StudyTrainer(cfg, tmp_path, {})
+    assert not mark.exists()
+    happened(str(error.value).replace(str(tmp_path), "FOLDER"))
+
+
+@pytest.mark.fault(
+    "an arm's name holds a line break and bars", should="table.md has one row for each arm"
+)
+def test_names_in_the_table(tmp_path, happened):
+    name = "one | two\n| three"
+    arms = {n: {"runs": [run(n, 1, swap=0.5, ap=20.0)]} for n in (name, "plain")}
+    write_report(study(arms), tmp_path)
+    lines = (tmp_path / "table.md").read_text().strip().splitlines()
+    bars = {line.replace("\\|", "").count("|") for line in lines}
+    assert len(lines) == 4 and len(bars) == 1
+    happened(lines[2][:60])
