@@ -92,7 +92,9 @@ def test_values(what, where, happened):
     calls = {
         "RoIBatchNorm2d": lambda: RoIBatchNorm2d(2, eps=eps)(x),
         "LevelBatchNorm2d": lambda: LevelBatchNorm2d(2, 2, eps=eps)([x, x]),
-        "grouped_batch_norm": lambda: grouped_batch_norm(x, None, None, group, 1, eps),
+        "grouped_batch_norm": lambda: grouped_batch_norm(
+            x, None, None, torch.zeros(4).long(), 1, eps
+        ),
     }
     with pytest.raises((RuntimeError, ValueError), match=where) as error:
         calls[where]()
