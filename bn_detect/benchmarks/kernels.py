@@ -106,7 +106,7 @@ def compile_kernels(target: int, dtype: torch.dtype) -> Iterator[Compiled]:
     """Compile each kernel for a compute capability, in the tile shapes that `SHAPES` use."""
     import triton
 
-    from ..layers import triton_kernels as kernels
+    from ..layers.steps import triton_kernels as kernels
 
     for name, kernel in vars(kernels).items():
         if not isinstance(kernel, triton.runtime.JITFunction):
@@ -149,7 +149,7 @@ def _constants(
     """Return the constants with which the layer launches a kernel, with everything switched on."""
     import triton.language as tl
 
-    from ..layers import triton_ops
+    from ..layers.steps import triton_ops
 
     values: dict[str, Any] = dict.fromkeys(FLAGS, True)
     values |= {"EPS": 1e-5, "MOMENTUM": 0.1, "CUMULATIVE": False}

@@ -12,8 +12,9 @@ import yaml
 from bn_detect.commands import domain_shift
 from bn_detect.commands import study as command
 from bn_detect.engine import BNTrainer
-from bn_detect.runtime.errors import CheckpointError
+from bn_detect.runtime.errors import CheckpointError, RunFailed, WorkerDied
 from bn_detect.runtime.folder_lock import sole_user
+from bn_detect.study.execution import measuring
 from bn_detect.study.execution.pool import run_here
 from bn_detect.study.execution.steps import StudyTrainer
 from bn_detect.study.folders import prepare_folders
@@ -217,6 +218,28 @@ def test_proposals_with_code(server, tmp_path, happened):
         StudyTrainer(cfg, tmp_path, {})
     assert not mark.exists()
     happened(str(error.value).replace(str(tmp_path), "FOLDER"))
+
+
+@pytest.mark.fault(
+    "a worker dies in the measure that all workers take",
+    should="the other measures are taken; what failed and why is kept",
+)
+def test_measures_of_several_workers(studies, tmp_path, monkeypatch, happened):
+    planned, taken = studies.run(tmp_path), []
+    content = json.loads((planned.folder / "run.json").read_text())
+    content |= {"processes": 2, "measure": {"evaluation": {}, "companion_swap": {}}}
+    (planned.folder / "run.json").write_text(json.dumps(content))
+
+    def die(*_, **__) -> None:
+        raise WorkerDied("worker 1 of 2 died (SIGKILL)")
+
+    monkeypatch.setattr(measuring, "launch", die)
+    monkeypatch.setattr(measuring, "_take", lambda _, names: taken.extend(names) or {})
+    with pytest.raises(RunFailed, match="1 of 2 measures failed: evaluation: worker 1") as error:
+        measuring.measure(planned.folder)
+    assert taken == ["companion_swap"]
+    assert set(planned.measurements()["failed"]) == {"evaluation"}
+    happened(str(error.value))
 
 
 @pytest.mark.fault(

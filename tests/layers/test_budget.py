@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bn_detect.benchmarks.overhead import CountOperations
-from bn_detect.layers import NormalizationBatch, RoIBatchNorm2d, RoILayout, ops
+from bn_detect.layers import NormalizationBatch, RoIBatchNorm2d, RoILayout, steps
 
 BATCHES = {
     "images": {},
@@ -41,9 +41,9 @@ def training_step(name: str, shape: tuple, dtype=torch.float32) -> tuple[list, l
 @pytest.mark.parametrize("shape", [(32, 8, 7, 7), (32, 8, 1, 1), (32, 8)], ids=str)
 def test_kernels(name, shape, monkeypatch):
     """The launches are counted and left out, so this needs no GPU."""
-    triton_ops = pytest.importorskip("bn_detect.layers.triton_ops")
+    triton_ops = pytest.importorskip("bn_detect.layers.steps.triton_ops")
     launches: list = []
-    monkeypatch.setattr(ops, "ops_for", lambda x: triton_ops)
+    monkeypatch.setattr(steps, "ops_for", lambda x: triton_ops)
     monkeypatch.setattr(triton_ops, "launch", lambda kernel, *_, **__: launches.append(kernel))
     forward, backward = training_step(name, shape)
     assert launches[:6] == launches[6:12]  # the forward of the first layer, and of the second

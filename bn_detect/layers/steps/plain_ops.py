@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..distributed.collectives import all_reduce_sum
-from .partition import Partition
+from ...distributed.collectives import all_reduce_sum
+from ..partition import Partition
 
 # A few temporaries of one chunk stay in a core's cache on CPU, and keep a GPU busy.
 _CHUNK_BYTES = {"cpu": 1 << 20, "cuda": 1 << 25}

@@ -16,12 +16,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..distributed.collectives import all_reduce_sum
+from ...distributed.collectives import all_reduce_sum
+from ..partition import Partition
+from ..running_statistics import RunningStatistics
 from . import plain_ops
 from . import triton_kernels as kernels
-from .partition import Partition
 from .plain_ops import Coefficients, GroupStatistics
-from .running_statistics import RunningStatistics
 
 logger = logging.getLogger(__name__)
 
