@@ -10,7 +10,7 @@ RUN = "$(VENV)/bin/python"
 SETUP_FLAGS = $(if $(filter file,$(origin PYTHON)),,--same-python)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data demo study experiments test faults lint format clean
+.PHONY: help setup data demo study experiments test gpu faults lint format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -37,6 +37,9 @@ experiments: setup  ## batch size, moving averages, domains, same-class batches 
 
 test: lint  ## set-up, style, all tests
 	$(RUN) -m pytest tests -q -n 2 --dist loadfile --no-loadscope-reorder --durations=10 $(PYTEST_ARGS)
+
+gpu: setup  ## tests and benchmarks that need an NVIDIA GPU; writes docs/gpu.md
+	@$(RUN) tools/benchmark.py gpu
 
 faults: setup  ## kill, starve, spoil and deceive it, in full; writes docs/faults.md
 	$(RUN) -m pytest tests/faults -q --timeout=1200 --faults docs/faults.md $(PYTEST_ARGS)

@@ -154,7 +154,11 @@ def install(venv, python, ours):
     size = "" if "torch" in installed else " (3 GB to download, 5.5 GB on disk: minutes)"
     doing = f"installing torch, torchvision and what Detectron2 and the tests need{size}"
     run(doing, AGAIN, *pip, "-r", PACKAGES)
-    run("installing imagecorruptions", AGAIN, *pip, "--no-deps", "-r", NO_DEPENDENCIES)
+    if ours and "imagecorruptions" in installed:  # from before 0.2; the module has the same name
+        command = [python, *PIP, "uninstall", "--yes", "imagecorruptions"]
+        run("removing imagecorruptions, of 2020", AGAIN, *command)
+    if ours or "imagecorruptions" not in installed:
+        run("installing imagecorruptions-imaug", AGAIN, *pip, "--no-deps", "-r", NO_DEPENDENCIES)
     # In ours, files without metadata were left by a pip that was killed.
     whole = not ours or {"detectron2", "sal-detectron2"} & set(installed)
     install_detectron2(python, site, whole and origins["detectron2"], installed, ours)

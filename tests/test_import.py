@@ -20,7 +20,8 @@ def see(event, args):
         if name.startswith("<frozen importlib"):
             return
         if "/bn_detect/" in name:
-            opened.append([event, str(args[0])])
+            if not str(args[0]).endswith(".py"):  # torch reads the source of custom operations
+                opened.append([event, str(args[0])])
             return
         frame = frame.f_back
 sys.addaudithook(see)

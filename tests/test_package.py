@@ -26,7 +26,7 @@ import bn_detect
 REPOSITORY = Path(__file__).parents[1]
 CORE = ("layers", "distributed", "population", "probes", "reporting")  # work without Detectron2
 MODULES = {  # distribution -> module, where the names differ
-    "imagecorruptions": None,  # its file is read, not imported
+    "imagecorruptions-imaug": "imagecorruptions",
     "pillow": "PIL",
     "pyyaml": "yaml",
     "scikit-image": "skimage",

@@ -1,4 +1,4 @@
-"""The README's examples run, and its table of keys is the list of keys."""
+"""The examples of README and its pages run; the table of keys is the list of keys."""
 
 import re
 from pathlib import Path
@@ -9,14 +9,19 @@ from detectron2.config import CfgNode, get_cfg
 from bn_detect import add_bn_detect_config
 
 REPOSITORY = Path(__file__).parents[1]
-README = (REPOSITORY / "README.md").read_text()
-EXAMPLES = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+NAMES = ("README.md", "docs/training.md", "docs/leakage.md", "docs/your_project.md")
+PAGES = {name: (REPOSITORY / name).read_text() for name in NAMES}
+EXAMPLES = {
+    f"{name} {number}": code
+    for name, text in PAGES.items()
+    for number, code in enumerate(re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL))
+}
 
 
-@pytest.mark.parametrize("code", EXAMPLES, ids=range(len(EXAMPLES)))
-def test_example_runs(code):
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_example_runs(name):
     names: dict = {}
-    exec(compile(code, "README.md", "exec"), names)
+    exec(compile(EXAMPLES[name], name, "exec"), names)
     if "losses" in names:
         layer = names["model"].roi_heads.box_head[0][1]
         assert type(layer).__name__ == "RoIBatchNorm2d" and layer.weight.grad.abs().sum() > 0
@@ -34,12 +39,19 @@ def test_every_key_is_in_the_table_with_its_default():
     stock, ours = get_cfg(), get_cfg()
     add_bn_detect_config(ours)
     added = {key: value for key, value in keys(ours).items() if key not in keys(stock)}
-    table = dict(re.findall(r"^\| `([A-Z0-9_.]+)` \| `(.+?)` \|", README, flags=re.MULTILINE))
+    table = dict(
+        re.findall(
+            r"^\| `([A-Z0-9_.]+)` \| `(.+?)` \|", PAGES["docs/training.md"], flags=re.MULTILINE
+        )
+    )
     assert {key: repr(value).replace("'", '"') for key, value in added.items()} == table
 
 
-def test_files_that_are_named_exist():
-    named = re.findall(r"(?:configs|tools|bn_detect|docs)/[\w./-]+\w", README)
-    assert named
-    missing = [name for name in named if not (REPOSITORY / name).exists()]
-    assert missing == []
+@pytest.mark.parametrize("name", NAMES)
+def test_files_that_are_named_exist(name):
+    named = re.findall(r"(?<![\w/.])(?:configs|tools|bn_detect|docs)/[\w./-]+\w", PAGES[name])
+    assert [path for path in named if not (REPOSITORY / path).exists()] == []
+    links = re.findall(r"\]\((?!http|#)([^)#]+)", PAGES[name])
+    folder = (REPOSITORY / name).parent
+    assert links or name == "docs/your_project.md"
+    assert [link for link in links if not (folder / link).exists()] == []

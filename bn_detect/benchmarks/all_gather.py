@@ -38,7 +38,7 @@ def apply_after_all_gather(
     layers: Callable[[Tensor], Tensor],
     x: Tensor,
     generator: torch.Generator,
-    group: dist.ProcessGroup,
+    group: dist.ProcessGroup | None,
 ) -> Tensor:
     """As `modeling.watching.apply_to_moved_rois`: `layers` on shuffled RoIs, outputs moved back.
 

@@ -3,20 +3,28 @@
 import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from detectron2.layers import ShapeSpec
 from tabulate import tabulate
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..distributed.collectives import all_reduce_sum, default_group
 from ..layers import NormalizationBatch, RoIBatchNorm2d
 from ..layers.watching import apply_to_moved_rois
 from ..modeling import BNConvFCHead, BNMaskConvUpsampleHead
 from .all_gather import apply_after_all_gather
-from .ranks import on_ranks, ranks_possible
-from .timing import default_device, interleaved, ratios, spread, waiting_for
+from .measuring import (
+    default_device,
+    interleaved,
+    on_ranks,
+    ranks_possible,
+    ratios,
+    spread,
+    waiting_for,
+)
 
 HELP = "a step of the heads on 1, 2, 4 ranks, and moving RoIs by itself"
 CHANNELS, IMAGES = 256, 2
@@ -91,7 +99,7 @@ def _timed(what: str, steps: dict, repetitions: int, device: torch.device) -> li
 
 
 def head_steps(
-    build: Callable[[NormalizationBatch], nn.Module], x: Tensor
+    build: Callable[[NormalizationBatch], Any], x: Tensor
 ) -> Iterator[tuple[str, Callable]]:
     """Forward and backward of whole heads, parameters included."""
     for arm, batch in BATCHES.items():
@@ -129,7 +137,9 @@ class _WaitForAll(torch.autograd.Function):
         return grad
 
 
-def _with_images(head: nn.Module, rois: int) -> Callable[[Tensor], Tensor]:
+def _with_images(
+    head: BNConvFCHead | BNMaskConvUpsampleHead, rois: int
+) -> Callable[[Tensor], Tensor]:
     per_image = [rois // IMAGES] * (IMAGES - 1)
 
     def forward(x: Tensor) -> Tensor:
@@ -139,7 +149,7 @@ def _with_images(head: nn.Module, rois: int) -> Callable[[Tensor], Tensor]:
     return forward
 
 
-def _layers(head: nn.Module) -> Callable[[Tensor], Tensor]:
+def _layers(head: BNConvFCHead | BNMaskConvUpsampleHead) -> Callable[[Tensor], Tensor]:
     """From pooled features to the head's output, without losses."""
     return head.layers if isinstance(head, BNMaskConvUpsampleHead) else head
 
@@ -167,7 +177,7 @@ def _moves(x: Tensor) -> dict[str, Callable]:
     }
 
 
-def box_head(batch: NormalizationBatch) -> nn.Module:
+def box_head(batch: NormalizationBatch) -> BNConvFCHead:
     """4conv1fc, as on COCO."""
     return BNConvFCHead(
         ShapeSpec(channels=CHANNELS, height=7, width=7),
@@ -178,7 +188,7 @@ def box_head(batch: NormalizationBatch) -> nn.Module:
     )
 
 
-def mask_head(batch: NormalizationBatch) -> nn.Module:
+def mask_head(batch: NormalizationBatch) -> BNMaskConvUpsampleHead:
     """4 convolutions and a deconvolution, as on COCO."""
     return BNMaskConvUpsampleHead(
         ShapeSpec(channels=CHANNELS, height=14, width=14),

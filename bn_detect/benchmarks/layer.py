@@ -12,8 +12,7 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from ..layers import NormalizationBatch, RoIBatchNorm2d, RoILayout
-from .memory import peak_bytes
-from .timing import default_device, interleaved, ratios, spread, waiting_for
+from .measuring import default_device, interleaved, peak_bytes, ratios, spread, waiting_for
 
 HELP = "the layer against torch's, one process"
 SHAPES = ((512, 256, 7, 7), (1024, 256, 7, 7), (256, 256, 14, 14))

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from ..population.bn_layers import select_bn_layers
 from ..population.moments import Moments, moments
 from ..population.precise_bn import update_population_stats
+from .measuring import interleaved, ratios, spread
 from .subjects import detector_batch, generated_images, neon_detector, resnet18
-from .timing import interleaved, ratios, spread
 
 HELP = "time and error of PreciseBN"
 ARMS = ("forward only", "ours", "fvcore")
@@ -83,7 +83,11 @@ def _time(
         update_population_stats(model, batches, len(batches), progress=False)
 
     def seeded(call: Callable[[], None]) -> Callable[[], None]:
-        return lambda: (torch.manual_seed(0), call())  # the same RoIs for all
+        def seeded_call() -> None:
+            torch.manual_seed(0)  # the same RoIs for all
+            call()
+
+        return seeded_call
 
     arms = dict(zip(ARMS, map(seeded, (forward_only, ours, fvcore)), strict=True))
     seconds = interleaved(arms, args.repetitions)
@@ -151,7 +155,10 @@ def _errors(
         size: [torch.randperm(count, generator=g)[:size].tolist() for _ in range(20)]
         for size in sizes
     }
-    mean, log_var, ema = [], [], []  # of each layer
+    # Of each layer; those of `mean` and `log_var` for each size.
+    mean: list[list[float]] = []
+    log_var: list[list[float]] = []
+    ema = []
     for calls in layers.values():
         true_mean, true_var = _pooled(calls)
         mean.append([])

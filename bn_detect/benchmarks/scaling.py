@@ -11,8 +11,7 @@ from tabulate import tabulate
 from torch import Tensor
 
 from ..layers import NormalizationBatch, RoIBatchNorm2d, RoILayout, grouped_batch_norm
-from .memory import peak_bytes
-from .timing import default_device, interleaved, spread, waiting_for
+from .measuring import default_device, interleaved, peak_bytes, spread, waiting_for
 
 HELP = "time and memory as RoIs, groups and virtual workers grow"
 CHANNELS, SIDE = 256, 7

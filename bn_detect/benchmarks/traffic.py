@@ -1,12 +1,14 @@
 """Bytes that a rank sends and receives per step: counted on real ranks, computed for many."""
 
 import argparse
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 
 import torch
 import torch.distributed as dist
 from tabulate import tabulate
+from torch import Tensor
 
 from .cost_model import (
     NODE,
@@ -19,8 +21,7 @@ from .cost_model import (
     bytes_table,
 )
 from .head import GATHERED, box_head, head_steps, mask_head
-from .ranks import on_ranks, ranks_possible
-from .traffic_count import counted
+from .measuring import on_ranks, ranks_possible
 from .traffic_model import (
     Collective,
     Traffic,
@@ -113,3 +114,45 @@ def _ratios() -> dict[str, float]:
         "bytes, statistics against all-gather": total(by_statistics) / total(by_all_gather),
         "bytes, features against the lower bound": total(by_features) / total(by_features_at_least),
     }
+
+
+_CALLS: dict[str, tuple[str, Callable[..., tuple[Tensor, list[Tensor]]]]] = {
+    "all_reduce": ("all_reduce", lambda tensor: (tensor, [tensor])),
+    "all_gather": ("all_gather", lambda every, tensor: (tensor, every)),
+    "all_to_all_single": ("all_to_all", lambda out, tensor, *splits: (tensor, [out])),
+}
+
+
+@contextlib.contextmanager
+def counted() -> Iterator[list[Collective]]:
+    """Collect this process's collectives of `torch.distributed`, in the order they are called.
+
+    Those that run inside DistributedDataParallel are not seen: they are the same for every batch.
+    """
+    calls: list[Collective] = []
+    originals = {name: getattr(dist, name) for name in _CALLS}
+
+    def counting(name: str) -> Callable:
+        kind, ends = _CALLS[name]
+
+        def call(*args, **kwargs):
+            source, out = ends(*args)
+            calls.append(
+                Collective(
+                    kind,
+                    dist.get_world_size(kwargs.get("group")),
+                    source.nbytes,
+                    sum(tensor.nbytes for tensor in out),
+                )
+            )
+            return originals[name](*args, **kwargs)
+
+        return call
+
+    try:
+        for name in _CALLS:
+            setattr(dist, name, counting(name))
+        yield calls
+    finally:
+        for name, original in originals.items():
+            setattr(dist, name, original)

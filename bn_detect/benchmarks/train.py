@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -12,8 +13,8 @@ from detectron2.utils.events import EventStorage
 from tabulate import tabulate
 
 from ..layers import set_iteration
+from .measuring import default_device, interleaved, ratios, spread, waiting_for
 from .subjects import detector_batch, neon_config
-from .timing import default_device, interleaved, ratios, spread, waiting_for
 
 HELP = "iterations per second of whole training steps"
 REFERENCE = "Detectron2's own BN head"
@@ -21,7 +22,7 @@ IMAGES, SIDE = 4, 200
 ROI_BN = "MODEL.ROI_BN."
 OWN_HEADS = ["MODEL.ROI_HEADS.NAME", "StandardROIHeads"]
 OWN_HEADS += ["MODEL.ROI_BOX_HEAD.NAME", "FastRCNNConvFCHead"]
-ARMS = {
+ARMS: dict[str, list[Any]] = {
     REFERENCE: OWN_HEADS,
     "images": [f"{ROI_BN}BATCH", "images"],
     "worker": [f"{ROI_BN}BATCH", "worker"],

@@ -4,18 +4,21 @@ import argparse
 import sys
 from pathlib import Path
 
-from ..benchmarks import head, layer, precise_bn, scaling, traffic, train
+from ..benchmarks import gpu, head, kernels, layer, overhead, precise_bn, scaling, traffic, train
 from ..runtime.files import write_json
 from .run import run_command
 
 # Each has HELP, add_arguments(parser) and run(args) -> (text to print, result for --json).
 SUBCOMMANDS = {
     "layer": layer,
+    "overhead": overhead,
+    "kernels": kernels,
     "head": head,
     "traffic": traffic,
     "scaling": scaling,
     "train": train,
     "precise-bn": precise_bn,
+    "gpu": gpu,
 }
 
 

@@ -23,8 +23,9 @@ from ..population.bn_layers import select_bn_layers
 from ..population.precise_bn import ROI_SOURCES
 from ..runtime.checkpoint_file import add_trust_option, read_checkpoint
 from ..runtime.errors import CheckpointError
-from ..runtime.files import check_writable, write_atomically
+from ..runtime.files import check_writable
 from ..runtime.launch import expected_world_size, launch, share_cores
+from ..runtime.weights_file import write_weights
 from .run import run_command
 
 TIMEOUT = timedelta(minutes=30)
@@ -39,7 +40,12 @@ def argument_parser() -> argparse.ArgumentParser:
     add("--config-file", required=True, metavar="FILE")
     add("--weights", required=True, type=Path, metavar="IN.pth", help="the checkpoint to read")
     where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("--output", type=Path, metavar="OUT.pth", help="the checkpoint to write")
+    where.add_argument(
+        "--output",
+        type=Path,
+        metavar="OUT.pth",
+        help="the file to write; OUT.safetensors: weights only",
+    )
     where.add_argument("--in-place", action="store_true", help="write over --weights")
     add("--overwrite", action="store_true", help="--output may exist")
     add("--num-iter", type=int, metavar="N", help="batches per worker (TEST.PRECISE_BN.NUM_ITER)")
@@ -177,7 +183,7 @@ def work(cfg: CfgNode, args: argparse.Namespace) -> None:
                 key = f"{name}.{part}"
                 state[key] = getattr(layer, part).to("cpu", state[key].dtype)
         output = args.weights if args.in_place else args.output
-        write_atomically(output, lambda file: torch.save(checkpoint, file))
+        write_weights(output, checkpoint)
         print(f"Written to {output}")
         if args.per_level:
             print("Use it with MODEL.LEVEL_BN.POPULATION level")

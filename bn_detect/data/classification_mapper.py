@@ -1,8 +1,10 @@
 """The mapper of classification data: turn a dataset dict into an input of `BNImageClassifier`."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode
 from torchvision.transforms import v2
@@ -29,7 +31,9 @@ class ClassificationMapper:
     """
 
     def __init__(self, cfg: CfgNode, is_train: bool) -> None:
-        self.read = partial(read_image, format=cfg.INPUT.FORMAT)
+        self.read: Callable[[dict[str, Any]], np.ndarray] = partial(
+            read_image, format=cfg.INPUT.FORMAT
+        )
         self._is_train = is_train
         self._rendering = Rendering.from_config(cfg)
         steps = []

@@ -1,23 +1,13 @@
 """The 15 common corruptions of images (Hendrycks & Dietterich 2019; Michaelis et al. 2019).
 
-The functions come from the library `imagecorruptions`, which was written for older versions of
-NumPy and scikit-image. Each call runs its code in a new namespace, in which `import` returns what
-the library expects. Nothing outside that namespace changes, so any thread may call it at any time.
-The namespace supplies:
-
-- `numpy` with `float_`, which NumPy 2 removed, and with a `random` that is seeded for this call;
-- `skimage.filters.gaussian` with `multichannel`, which is now called `channel_axis`;
-- `skimage.util.random_noise` with a seed, because scikit-image uses a generator of its own;
-- `scipy.ndimage.interpolation`, deprecated, and `pkg_resources`, which new setuptools lack.
+The library `imagecorruptions-imaug`, an extra of this package, computes them. It draws from NumPy's
+global generator, which each call seeds and puts back as it was.
 """
 
-import builtins
-import functools
-import importlib
-import importlib.util
-from pathlib import Path
-from types import CodeType, SimpleNamespace
-from typing import Any
+import contextlib
+import threading
+from collections.abc import Iterator
+from types import ModuleType
 
 import numpy as np
 from PIL import Image
@@ -41,6 +31,9 @@ CORRUPTIONS = (
 )
 SEVERITIES = (1, 2, 3, 4, 5)
 SMALLEST = 32  # px: the library's own rule
+_OWN_SEED = ("glass_blur", "impulse_noise")  # which do not use NumPy's global generator
+_INSTALL = "pip install 'bn_detect[corruptions]'"
+_LOCK = threading.Lock()  # one thread at a time has the generator
 
 
 def corrupt(image: np.ndarray, corruption: str, severity: int, *, seed: int) -> np.ndarray:
@@ -48,10 +41,10 @@ def corrupt(image: np.ndarray, corruption: str, severity: int, *, seed: int) -> 
 
     Args:
         image: (H, W, 3) uint8, RGB; at least 32 pixels high and wide.
-        corruption: one of `CORRUPTIONS`. "glass_blur" takes seconds for an image, others far less.
+        corruption: one of `CORRUPTIONS`. The first "glass_blur" of a process takes seconds, in
+            which it is compiled.
         severity: 1 to 5.
-        seed: seed of the random part of the corruption, at least 0. NumPy's global generator is not
-            used.
+        seed: seed of the random part of the corruption, in [0, 2**32).
 
     Returns:
         an image of the same shape and type.
@@ -68,8 +61,10 @@ def corrupt(image: np.ndarray, corruption: str, severity: int, *, seed: int) -> 
             f"the image is {image.shape[1]}x{image.shape[0]} px; corruptions need at least "
             f"{SMALLEST} px each way"
         )
-    function = _library(seed)[corruption]
-    return np.asarray(function(Image.fromarray(image), severity)).astype(np.uint8)
+    own = {"seed": seed} if corruption in _OWN_SEED else {}
+    with _seeded(seed):
+        corrupted = getattr(_library(), corruption)(Image.fromarray(image), severity, **own)
+    return np.asarray(corrupted).astype(np.uint8)
 
 
 def check_corruption(corruption: str, severity: int) -> None:
@@ -80,64 +75,35 @@ def check_corruption(corruption: str, severity: int) -> None:
         )
     if severity not in SEVERITIES:
         raise ValueError(f"severity of {corruption} is {severity!r}; it must be 1 to 5")
-    _library_code()
+    _library()
 
 
-def _library(seed: int) -> dict[str, Any]:
-    """Return the library's functions by name, with their random numbers seeded."""
-    namespace: dict[str, Any] = {"__name__": "imagecorruptions.corruptions"}
-    namespace["__builtins__"] = {**vars(builtins), "__import__": _importer(seed)}
-    exec(_library_code(), namespace)
-    return namespace
+def _library() -> ModuleType:
+    """Return the library's module of functions.
 
-
-@functools.cache
-def _library_code() -> CodeType:
-    path = _library_folder() / "corruptions.py"
-    return compile(path.read_text(), str(path), "exec")
-
-
-def _library_folder() -> Path:
-    spec = importlib.util.find_spec("imagecorruptions")  # find_spec does not run the library
-    if spec is None or spec.origin is None:
+    Raises:
+        ValueError: it is not installed, or its predecessor of the same module name is.
+    """
+    try:
+        from imagecorruptions import corruptions as library
+    except ImportError as error:
+        need = "corrupted images need the library imagecorruptions-imaug"
+        raise ValueError(f"{need}: {_INSTALL}") from error
+    if not hasattr(library, "njit"):
         raise ValueError(
-            "corrupted images need the library imagecorruptions: "
-            "pip install 'bn_detect[corruptions]'"
+            "the library imagecorruptions, of 2020, does not work with current NumPy: "
+            f"pip uninstall imagecorruptions, then {_INSTALL}"
         )
-    return Path(spec.origin).parent
+    return library
 
 
-def _importer(seed: int):
-    """Return the function that `import` calls in the library's code."""
-    import skimage.color
-    import skimage.filters
-    import skimage.util
-
-    def gaussian(image, *args, multichannel: bool = False, **kwargs):
-        axis = -1 if multichannel else None
-        return skimage.filters.gaussian(image, *args, channel_axis=axis, **kwargs)
-
-    random_noise = functools.partial(skimage.util.random_noise, rng=np.random.default_rng(seed))
-    supplied = {
-        "numpy": _Numpy(float_=np.float64, random=np.random.RandomState(seed)),
-        "skimage": SimpleNamespace(
-            color=skimage.color, util=SimpleNamespace(random_noise=random_noise)
-        ),
-        "skimage.filters": SimpleNamespace(gaussian=gaussian),
-        "scipy.ndimage.interpolation": importlib.import_module("scipy.ndimage"),
-        "pkg_resources": SimpleNamespace(
-            resource_filename=lambda _, name: str(_library_folder() / name)
-        ),
-    }
-
-    def import_(name: str, *args):
-        return supplied[name] if name in supplied else builtins.__import__(name, *args)
-
-    return import_
-
-
-class _Numpy(SimpleNamespace):
-    """Stand in for the module numpy, with some names replaced."""
-
-    def __getattr__(self, name: str):
-        return getattr(np, name)
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed NumPy's global generator within the context."""
+    with _LOCK:
+        state = np.random.get_state()
+        np.random.seed(seed)
+        try:
+            yield
+        finally:
+            np.random.set_state(state)

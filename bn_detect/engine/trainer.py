@@ -18,7 +18,6 @@ from detectron2.engine import (
 )
 from detectron2.engine.train_loop import TrainerBase
 from detectron2.evaluation import (
-    COCOEvaluator,
     DatasetEvaluator,
     LVISEvaluator,
     PascalVOCDetectionEvaluator,
@@ -38,6 +37,7 @@ from ..runtime.errors import CheckpointError
 from ..runtime.files import as_folder_name
 from .amp import CPUAMPTrainer
 from .classification_evaluator import ClassificationEvaluator
+from .coco_evaluator import build_coco_evaluator
 from .hooks import AverageRunningStatistics, FreezeBN, PreciseBN, SeedIteration
 from .loader_processes import forking
 from .log_statistics import LogStatistics
@@ -253,7 +253,7 @@ class BNTrainer(DefaultTrainer):
         output_folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference", folder)
         kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
         if kind == "coco":
-            return COCOEvaluator(dataset_name, output_dir=output_folder)
+            return build_coco_evaluator(dataset_name, output_folder)
         if kind == "lvis":
             return LVISEvaluator(dataset_name, output_dir=output_folder)
         if kind == "pascal_voc":

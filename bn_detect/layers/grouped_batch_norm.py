@@ -19,9 +19,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..distributed.collectives import all_reduce_sum
-from . import ops
+from . import steps
 from .partition import Partition
-from .plain_ops import Coefficients, GroupStatistics, accurate
+from .steps.plain_ops import Coefficients, GroupStatistics, accurate
 
 
 def grouped_batch_norm(
@@ -140,10 +140,10 @@ def normalize_forward(
     population: tuple[Tensor, Tensor] | None,
 ) -> tuple[Tensor, GroupStatistics, Coefficients]:
     """Compute the forward of `partitioned_batch_norm`, and what its backward needs."""
-    steps = ops.ops_for(x)
-    stats = steps.statistics(x, partition, accurate(x))
-    by = steps.coefficients(stats, weight, eps, population)
-    return steps.normalize(x, partition.group, by, bias), stats, by
+    ops = steps.ops_for(x)
+    stats = ops.statistics(x, partition, accurate(x))
+    by = ops.coefficients(stats, weight, eps, population)
+    return ops.normalize(x, partition.group, by, bias), stats, by
 
 
 def normalize_backward(
@@ -162,12 +162,12 @@ def normalize_backward(
         by, count: of the forward.
         has_population: whether population statistics normalized groups of a single value.
     """
-    steps = ops.ops_for(x)
-    local = total = steps.gradient_sums(x, dy, partition, by.center)
+    ops = steps.ops_for(x)
+    local = total = ops.gradient_sums(x, dy, partition, by.center)
     if partition.process_group is not None:
         total = all_reduce_sum(local.clone(), partition.process_group)
-    dweight, dbias, gradient = steps.gradient_coefficients(local, total, by, count, has_population)
-    dx = steps.input_gradient(x, dy, partition.group, by, gradient) if needs_dx else None
+    dweight, dbias, gradient = ops.gradient_coefficients(local, total, by, count, has_population)
+    dx = ops.input_gradient(x, dy, partition.group, by, gradient) if needs_dx else None
     return dx, dweight, dbias
 
 

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..distributed.collectives import all_reduce_sum
-from .ops import ops_for
 from .partition import Partition
-from .plain_ops import Coefficients, GroupStatistics, accurate, merge_over_ranks
+from .steps import ops_for
+from .steps.plain_ops import Coefficients, GroupStatistics, accurate, merge_over_ranks
 
 
 def level_batch_norm(

@@ -21,15 +21,27 @@ class Partition:
         rois: RoIs of each group over all ranks, where groups span ranks and every rank knows it.
 
     Attributes:
-        rows: (2, R) int64: the group of each RoI; and the RoIs of group 0 in order, then those of
-            group 1, and so on.
-        groups: (3, num_groups) int64: where each group starts in `rows[1]`; its RoIs on this
-            process; and the same number, at least 1.
+        group: (R,) int64 in [0, num_groups), the group of each RoI.
+        order: (R,) int64, the RoIs of group 0 in order, then those of group 1, and so on.
+        starts, sizes: (num_groups,) int64, where each group starts in `order`, and its RoIs on this
+            process.
+        divisor: (num_groups, 1), the same numbers, but at least 1.
+        rows, groups: (2, R) and (3, num_groups), the tensors that hold those above.
         rois: RoIs of each group over all ranks, on the host; None where only the layers' reductions
             tell, or where `group` was not on the CPU.
     """
 
-    __slots__ = ("groups", "process_group", "rois", "rows")
+    __slots__ = (
+        "divisor",
+        "group",
+        "groups",
+        "order",
+        "process_group",
+        "rois",
+        "rows",
+        "sizes",
+        "starts",
+    )
 
     def __init__(
         self,
@@ -57,8 +69,15 @@ class Partition:
                 packed = packed.pin_memory()  # else the host waits for the copy
             packed = packed.to(device, non_blocking=True)
         split = 2 * len(group)
-        self.rows = packed[:split].view(2, -1) if split else packed.new_empty((2, 0))
-        self.groups = packed[split:].view(3, -1)
+        rows = packed[:split].view(2, -1) if split else packed.new_empty((2, 0))
+        self._keep(rows, packed[split:].view(3, -1))
+
+    def _keep(self, rows: Tensor, groups: Tensor) -> None:
+        # Views are made once, as making one takes a CPU as long as adding two small tensors.
+        self.rows, self.groups = rows, groups
+        self.group, self.order = rows.unbind()
+        self.starts, self.sizes, divisor = groups.unbind()
+        self.divisor = divisor[:, None]
 
     @classmethod
     def of_tensors(
@@ -66,7 +85,7 @@ class Partition:
     ) -> "Partition":
         """Return the partition that has these `rows` and `groups`."""
         partition = cls.__new__(cls)
-        partition.rows, partition.groups = rows, groups
+        partition._keep(rows, groups)
         partition.process_group, partition.rois = process_group, None
         return partition
 
@@ -80,11 +99,6 @@ class Partition:
         """Return one group of all RoIs: of this process's, or of those of all ranks."""
         group = torch.zeros(rois, dtype=torch.int64)
         return cls(group, 1, process_group, device=device)
-
-    @property
-    def group(self) -> Tensor:
-        """(R,) int64 in [0, num_groups): the group of each RoI."""
-        return self.rows[0]
 
     @property
     def num_groups(self) -> int:

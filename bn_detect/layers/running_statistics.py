@@ -6,8 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import ops, plain_ops
-from .plain_ops import GroupStatistics
+from . import steps
+from .steps import plain_ops
+from .steps.plain_ops import GroupStatistics
 
 _TRUE = torch.ones((), dtype=torch.bool)
 
@@ -41,7 +42,7 @@ def update_running_statistics(
     Returns:
         Bool tensor (), whether all statistics are finite.
     """
-    chosen = ops.ops_for(stats.mean)
+    chosen = steps.ops_for(stats.mean)
     if chosen is not plain_ops:
         finite: Tensor = chosen.update_running(running, stats, momentum)
         return finite

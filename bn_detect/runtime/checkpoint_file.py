@@ -12,6 +12,7 @@ import torch
 
 from .array_pickle import Refused, read_arrays
 from .errors import CheckpointError
+from .weights_file import SUFFIX, read_weights
 
 ADVICE = "if you trust where it comes from, say --trust-checkpoint"
 
@@ -29,8 +30,9 @@ def add_trust_option(parser: argparse.ArgumentParser) -> None:
 def read_checkpoint(path: str | Path, *, trust: bool = False, trust_by: str = ADVICE) -> Any:
     """Return what a checkpoint file holds, on the CPU.
 
-    Files of torch.save are read with `weights_only`, pickles (.pkl) by `read_arrays`: neither can
-    execute code. The checksums in a file are verified, which torch does not do.
+    Files of torch.save are read with `weights_only`, pickles (.pkl) by `read_arrays`, safetensors
+    files by their library: none of these can execute code. The checksums in a file are verified,
+    which torch does not do.
 
     Args:
         trust: read the file whatever it executes.
@@ -41,6 +43,8 @@ def read_checkpoint(path: str | Path, *, trust: bool = False, trust_by: str = AD
         OSError: the file cannot be opened.
     """
     path = Path(path)
+    if path.suffix == SUFFIX:
+        return {"model": read_weights(path)}
     with open(path, "rb") as file:
         return _read(file, path, trust, trust_by)
 

@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
+from bn_detect.benchmarks.measuring import interleaved, ratios, spread
 from bn_detect.benchmarks.precise_bn import Errors, _errors
-from bn_detect.benchmarks.timing import interleaved, ratios, spread
 from bn_detect.commands.benchmark import main
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from bn_detect import add_bn_detect_config, update_population_stats
 from bn_detect.benchmarks import cost_model
 from bn_detect.benchmarks.all_gather import apply_after_all_gather
-from bn_detect.benchmarks.traffic_count import counted
+from bn_detect.benchmarks.traffic import counted
 from bn_detect.benchmarks.traffic_model import (
     Collective,
     Traffic,

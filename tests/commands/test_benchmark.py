@@ -1,13 +1,13 @@
 """Every measurement at a small size: what it prints and writes follows from what it measured."""
 
 import json
+import re
 import statistics
 
 import pytest
 import torch
 
-from bn_detect.benchmarks.memory import peak_bytes
-from bn_detect.benchmarks.timing import spread
+from bn_detect.benchmarks.measuring import peak_bytes, spread
 from bn_detect.commands.benchmark import main
 
 
@@ -16,7 +16,7 @@ def measure(tmp_path, capsys):
     def run(*arguments: object) -> tuple[dict, str]:
         file = tmp_path / "result.json"
         shared = ["--json", str(file), "--output", str(tmp_path)]
-        if arguments[0] != "traffic":
+        if arguments[0] not in ("traffic", "kernels", "gpu"):
             shared += ["--repetitions", "2"]
         assert main([*map(str, arguments), *shared]) == 0
         return json.loads(file.read_text()), capsys.readouterr().out
@@ -33,6 +33,46 @@ def test_layer(measure):
     ours = [r for r in rows if r["layer"] == "ours, worker" and r["dtype"] == "float32"]
     reference = [r for r in rows if r["layer"].startswith("torch")]
     assert all(r["ratio"] == [1, 1] for r in reference) and len(ours) == 6
+
+
+def test_overhead(measure):
+    result, printed = measure("overhead", "--calls", 2)
+    rows = {row["layer"]: row for row in result["rows"]}
+    assert rows["torch BatchNorm2d"]["ratio"] == [1, 1] and len(rows) == 7
+    ours = rows["ours, shuffled, 8 virtual"]
+    assert spread(ours["ratio"]) in printed and min(ours["us"]) > 0
+    assert 0 < ours["forward"] <= 45 and 0 < ours["backward"] <= 25
+
+
+def test_kernels(measure):
+    pytest.importorskip("triton")
+    result, printed = measure("kernels", "--targets", 90, "--dtypes", "bfloat16")
+    assert {row["target"] for row in result["compiled"]} == {90}
+    assert "H100" in printed and "V100" not in printed
+    for row in result["compiled"]:
+        assert f"{row['registers']}" in printed
+    moved = {row["kernel"]: row for row in result["bytes"] if row["shape"][0] == 1024}
+    x = 1024 * 256 * 49 * 2
+    assert moved["input_gradient"]["bytes"] > 3 * x
+    assert f"{1e6 * moved['normalize']['bytes'] / 3.35e12:.3g}" in printed  # us on an H100
+
+
+def test_dry_run_of_what_needs_a_gpu(measure, tmp_path):
+    page = tmp_path / "gpu.md"
+    result, printed = measure("gpu", "--dry-run", "--page", page)
+    assert page.read_text() in printed
+    assert "not run" in result["tests"] and int(re.search(r"(\d+)/\d+ tests", result["tests"])[1])
+    for title, numbers in result.items():
+        if title not in ("machine", "tests"):
+            assert numbers is None and f"## {title}" in printed
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_nothing_is_claimed(capsys, tmp_path):
+    page = tmp_path / "gpu.md"
+    assert main(["gpu", "--page", str(page), "--output", str(tmp_path)]) == 2
+    assert "--dry-run" in capsys.readouterr().err
+    assert not page.exists()
 
 
 def test_head(measure):

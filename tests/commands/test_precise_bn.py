@@ -8,6 +8,7 @@ import torch
 
 from bn_detect.commands.precise_bn import main
 from bn_detect.population import update_population_stats
+from bn_detect.runtime.weights_file import read_weights, write_weights
 
 from ..helpers.in_process import Trainer, assert_same_bits, config, statistics, trained
 from ..helpers.train_net import REPOSITORY
@@ -81,6 +82,18 @@ def test_in_place_and_some_modules(datasets, weights, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert_only_statistics_differ(load(copy), load(weights), "roi_heads.box_head.conv2")
     assert "conv2.norm" in printed and "conv1.norm" not in printed
+
+
+def test_safetensors_in_and_out(datasets, weights, tmp_path, capsys):
+    start, output = tmp_path / "start.safetensors", tmp_path / "out.safetensors"
+    write_weights(start, load(weights))
+    (tmp_path / "config.yaml").write_text(config(datasets, tmp_path).dump())
+    flags = f"--config-file {tmp_path}/config.yaml --weights {start} --output {output}"
+    assert main([*flags.split(), "--num-iter", "2"]) == 0
+    before, after = read_weights(start), read_weights(output)
+    assert before.keys() == after.keys() == load(weights)["model"].keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and all("running_" in name for name in changed)
 
 
 @pytest.fixture

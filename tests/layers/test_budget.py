@@ -6,9 +6,9 @@ not filled, launch nothing; a kernel of our own is one launch.
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from bn_detect.layers import NormalizationBatch, RoIBatchNorm2d, RoILayout, ops
+from bn_detect.benchmarks.overhead import CountOperations
+from bn_detect.layers import NormalizationBatch, RoIBatchNorm2d, RoILayout, steps
 
 BATCHES = {
     "images": {},
@@ -17,23 +17,8 @@ BATCHES = {
     "shuffled, 8 virtual": {"virtual_workers": 8},
     "global": {},
 }
-FREE = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach"}
 # What makes the host wait for a GPU, or sums in an order that is not fixed there.
 FORBIDDEN = {"_local_scalar_dense", "nonzero", "bincount", "index_add", "index_add_", "index_put_"}
-
-
-class Count(TorchDispatchMode):
-    """Names of the operations dispatched within."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
-        if not func.is_view and name not in FREE:
-            self.names.append(name)
-        return func(*args, **(kwargs or {}))
 
 
 def training_step(name: str, shape: tuple, dtype=torch.float32) -> tuple[list, list]:
@@ -44,10 +29,10 @@ def training_step(name: str, shape: tuple, dtype=torch.float32) -> tuple[list, l
     x = torch.randn(shape, dtype=dtype)
     first(x)
     inputs = [x.requires_grad_(), *layer.parameters()]
-    with Count() as forward:
+    with CountOperations() as forward:
         y = layer(x)
     dy = torch.ones_like(y)
-    with Count() as backward:
+    with CountOperations() as backward:
         torch.autograd.grad(y, inputs, dy)
     return forward.names, backward.names
 
@@ -56,9 +41,9 @@ def training_step(name: str, shape: tuple, dtype=torch.float32) -> tuple[list, l
 @pytest.mark.parametrize("shape", [(32, 8, 7, 7), (32, 8, 1, 1), (32, 8)], ids=str)
 def test_kernels(name, shape, monkeypatch):
     """The launches are counted and left out, so this needs no GPU."""
-    triton_ops = pytest.importorskip("bn_detect.layers.triton_ops")
+    triton_ops = pytest.importorskip("bn_detect.layers.steps.triton_ops")
     launches: list = []
-    monkeypatch.setattr(ops, "ops_for", lambda x: triton_ops)
+    monkeypatch.setattr(steps, "ops_for", lambda x: triton_ops)
     monkeypatch.setattr(triton_ops, "launch", lambda kernel, *_, **__: launches.append(kernel))
     forward, backward = training_step(name, shape)
     assert launches[:6] == launches[6:12]  # the forward of the first layer, and of the second

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable
 
+import onnxruntime
 import pytest
 import torch
 from detectron2.structures import Instances
@@ -35,7 +36,7 @@ class Detector:
             self.detect: Callable[[], list[Instances]] = lambda: images.detect(self.heads)
         else:
             model = torchvision_detector(converted=True)
-            self.heads = model.roi_heads
+            self.heads, model.roi_heads.score_thresh = model.roi_heads, 0.0
             model.train()(*torchvision_batch(0, 2))
             self.detect = lambda: _detections(model)
         self.heads.eval()
@@ -137,8 +138,6 @@ def _exported(head: nn.Module, example: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def _in_onnx(head: nn.Module, example: Tensor) -> Callable[[Tensor], Tensor]:
-    pytest.importorskip("onnxscript")
-    onnxruntime = pytest.importorskip("onnxruntime")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(

@@ -48,7 +48,7 @@ MODELS = {
 def layouts(model: nn.Module) -> list:
     """What the layouts of a model hold, but for caches."""
     every = {m.layout for m in model.modules() if isinstance(m, RoIBatchNorm2d)}
-    return sorted(str((x.name, x.settings, x.rois_per_image, x._iteration, x._draw)) for x in every)
+    return sorted(str((x.settings, x.rois_per_image, x._clock.__getstate__())) for x in every)
 
 
 def used_detector(name: str) -> tuple[nn.Module, list]:

@@ -51,7 +51,8 @@ def _train(folder: Path) -> None:
     whole, cfg = _config(folder), _config(folder, *run["train_options"])
     if cfg.MODEL.DEVICE == "cpu":
         share_cores()
-    setup_logger(str(folder), comm.get_rank())
+    for name in ("detectron2", "bn_detect"):
+        setup_logger(str(folder), comm.get_rank(), name=name)
     ranks = normalization_batch(cfg).spans(comm.get_world_size())
     neighbours(ranks, timeout=TIMEOUT)
     register_derived([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])

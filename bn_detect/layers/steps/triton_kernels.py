@@ -2,8 +2,8 @@
 
 Kernels over x run one program for a tile of channels of one RoI, so that contiguous and
 channels_last tensors, and small and large RoIs, run along memory. Kernels over groups run one
-program for a tile of channels of one group, or of all groups. No kernel uses atomics: a sum has one
-program, and the order of its terms is fixed.
+program for a tile of channels of one group, or of all groups. A sum belongs to one program, and the
+order of its terms is fixed: no kernel uses atomics.
 
 ACC is the dtype for single values, C the channels, P the positions, G the groups; triples such as
 (sr, sc, sp) are strides over RoIs, channels and positions.
@@ -22,8 +22,7 @@ def roi_moments(
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     at = x + roi * sr + c[:, None] * sc
     first = tl.load(x + roi * sr + c * sc, mask=c < C, other=0.0).to(ACC)
-    total = tl.zeros((BLOCK_C, BLOCK_P), ACC)
-    square = tl.zeros((BLOCK_C, BLOCK_P), ACC)
+    total, square = tl.zeros((BLOCK_C, BLOCK_P), ACC), tl.zeros((BLOCK_C, BLOCK_P), ACC)
     for start in range(0, P, BLOCK_P):
         p = start + tl.arange(0, BLOCK_P)
         inside = (c[:, None] < C) & (p[None, :] < P)
@@ -33,10 +32,9 @@ def roi_moments(
         square += d * d
     off = tl.sum(total, 1).to(tl.float64)
     spread = tl.sum(square, 1).to(tl.float64) - off * off / P
-    spread = tl.where(spread < 0, 0.0, spread)  # which keeps NaN
     to = out + roi * 2 * C + c
     tl.store(to, first.to(tl.float64) + off / P, mask=c < C)
-    tl.store(to + C, spread, mask=c < C)
+    tl.store(to + C, tl.where(spread < 0, 0.0, spread), mask=c < C)  # NaN is kept
 
 
 @triton.jit
@@ -51,8 +49,7 @@ def merge_moments(
     """
     g = tl.program_id(0).to(tl.int64)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
-    first = tl.load(starts + g)
-    size = tl.load(sizes + g)
+    first, size = tl.load(starts + g), tl.load(sizes + g)
     total = tl.zeros((BLOCK_R, BLOCK_C), tl.float64)
     for start in range(0, size, BLOCK_R):
         r = start + tl.arange(0, BLOCK_R)[:, None]
@@ -87,8 +84,7 @@ def merge_moments(
 @triton.jit
 def unpack_moments(packed, mean, var, count, C, BLOCK_C: tl.constexpr):
     """Turn the reduced sums of `merge_moments` into mean and var (G, C) and count (G,)."""
-    g = tl.program_id(0).to(tl.int64)
-    groups = tl.num_programs(0).to(tl.int64)
+    g, groups = tl.program_id(0).to(tl.int64), tl.num_programs(0).to(tl.int64)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     at = g * C + c
     n = tl.load(packed + 2 * groups * C + g)
@@ -156,8 +152,7 @@ def gradient_sums(
     roi = tl.program_id(0).to(tl.int64)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     m = tl.load(center + tl.load(group + roi) * C + c, mask=c < C, other=0.0)[:, None]
-    total = tl.zeros((BLOCK_C, BLOCK_P), ACC)
-    moment = tl.zeros((BLOCK_C, BLOCK_P), ACC)
+    total, moment = tl.zeros((BLOCK_C, BLOCK_P), ACC), tl.zeros((BLOCK_C, BLOCK_P), ACC)
     for start in range(0, P, BLOCK_P):
         p = start + tl.arange(0, BLOCK_P)[None, :]
         inside = (c[:, None] < C) & (p < P)
@@ -175,8 +170,7 @@ def segment_sum(values, order, starts, sizes, out, C, BLOCK_R: tl.constexpr, BLO
     """Sum the rows (R, C) of each group in the order given, into out (G, C); float64."""
     g = tl.program_id(0).to(tl.int64)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
-    first = tl.load(starts + g)
-    size = tl.load(sizes + g)
+    first, size = tl.load(starts + g), tl.load(sizes + g)
     total = tl.zeros((BLOCK_R, BLOCK_C), tl.float64)
     for start in range(0, size, BLOCK_R):
         r = start + tl.arange(0, BLOCK_R)[:, None]
@@ -195,8 +189,7 @@ def gradient_coefficients(
     Sums are (G, 2, C) float64: of this process, and of all ranks of the groups.
     """
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
-    dw = tl.zeros((BLOCK_G, BLOCK_C), tl.float64)
-    db = tl.zeros((BLOCK_G, BLOCK_C), tl.float64)
+    dw, db = tl.zeros((BLOCK_G, BLOCK_C), tl.float64), tl.zeros((BLOCK_G, BLOCK_C), tl.float64)
     for start in range(0, G, BLOCK_G):
         g = start + tl.arange(0, BLOCK_G)[:, None].to(tl.int64)
         inside = (g < G) & (c < C)
@@ -251,8 +244,7 @@ def begin_update(
     number of usable groups; finite (); and in place the layer's weight and number of batches.
     like: a buffer of the dtype in which statistics must be finite.
     """
-    number = 0.0
-    bad = 0
+    number, bad = 0.0, 0
     for start in range(0, G, BLOCK_G):
         g = start + tl.arange(0, BLOCK_G)[:, None].to(tl.int64)
         n = tl.load(count + g, mask=g < G, other=0).to(tl.float64)
@@ -261,9 +253,9 @@ def begin_update(
         for begin in range(0, C, BLOCK_C):
             c = begin + tl.arange(0, BLOCK_C)[None, :]
             inside = (g < G) & (c < C)
-            m = tl.load(mean + g * C + c, mask=inside, other=0.0).to(like.dtype.element_ty)
+            m = tl.load(mean + g * C + c, mask=inside, other=0.0)
             v = tl.load(var + g * C + c, mask=inside, other=0.0) * factor
-            v = v.to(like.dtype.element_ty)
+            m, v = m.to(like.dtype.element_ty), v.to(like.dtype.element_ty)
             ok = (tl.abs(m) < float("inf")) & (tl.abs(v) < float("inf"))
             wrong += tl.sum(tl.where(ok, 0, 1), 1)[:, None]
         enters = tl.where((wrong == 0) & (n > 1), 1.0, 0.0)
@@ -290,8 +282,7 @@ def finish_update(
 ):  # fmt: skip
     """Move the running mean and variance (C,) towards the mean over the usable groups, in place."""
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
-    m = tl.zeros((BLOCK_G, BLOCK_C), tl.float64)
-    v = tl.zeros((BLOCK_G, BLOCK_C), tl.float64)
+    m, v = tl.zeros((BLOCK_G, BLOCK_C), tl.float64), tl.zeros((BLOCK_G, BLOCK_C), tl.float64)
     for start in range(0, G, BLOCK_G):
         g = start + tl.arange(0, BLOCK_G)[:, None].to(tl.int64)
         n = tl.load(count + g, mask=g < G, other=0).to(tl.float64)
@@ -299,9 +290,8 @@ def finish_update(
         enters = (tl.load(usable + g, mask=g < G, other=0.0) > 0) & (c < C)
         m += tl.load(mean + g * C + c, mask=enters, other=0.0).to(tl.float64)
         v += tl.load(var + g * C + c, mask=enters, other=0.0).to(tl.float64) * factor
-    number = tl.load(step + 1)
+    rate, number = tl.load(step), tl.load(step + 1)
     number = tl.where(number > 0, number, 1.0)
-    rate = tl.load(step)
     old = tl.load(running_mean + c, mask=c < C, other=0.0).to(tl.float64)
     new = old + rate * (tl.sum(m, 0)[None, :] / number - old)
     tl.store(running_mean + c, new.to(running_mean.dtype.element_ty), mask=c < C)

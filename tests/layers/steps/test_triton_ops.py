@@ -15,7 +15,7 @@ def test_cases():
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(cases)],
         env={**os.environ, "TRITON_INTERPRET": "1"},
-        cwd=cases.parents[2],
+        cwd=cases.parents[3],
         capture_output=True,
         text=True,
         timeout=300,

@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..distributed.collectives import all_reduce_sum
-from .partition import Partition
+from ...distributed.collectives import all_reduce_sum
+from ..partition import Partition
 
 # A few temporaries of one chunk stay in a core's cache on CPU, and keep a GPU busy.
 _CHUNK_BYTES = {"cpu": 1 << 20, "cuda": 1 << 25}
@@ -52,16 +52,16 @@ def statistics(x: Tensor, partition: Partition, dtype: torch.dtype) -> GroupStat
     """
     positions = x.shape[2:].numel()
     roi_mean, m2 = _roi_moments(x)
-    mean = segment_sum(roi_mean, partition).div_(partition.groups[2][:, None])
+    mean = segment_sum(roi_mean, partition).div_(partition.divisor)
     between = roi_mean.sub_(_of_rois(mean, partition.group))
     m2 = segment_sum(m2.addcmul_(between, between, value=positions), partition)
     if partition.process_group is None:
-        count, divisor = (partition.groups[1:] * max(1, positions)).unbind()
+        count, divisor = partition.sizes * positions, partition.divisor * max(1, positions)
     else:
-        count = partition.groups[1] * positions
+        count = partition.sizes * positions
         count, mean, m2 = merge_over_ranks(count, mean, m2, partition.process_group)
-        divisor = count.clamp(min=1)
-    var = torch.div(m2, divisor[:, None], out=torch.empty_like(m2, dtype=dtype))
+        divisor = count.clamp(min=1)[:, None]
+    var = torch.div(m2, divisor, out=torch.empty_like(m2, dtype=dtype))
     return GroupStatistics(mean.to(dtype), var, count)
 
 
@@ -198,7 +198,7 @@ def segment_sum(values: Tensor, partition: Partition) -> Tensor:
     if partition.num_groups == 1:
         return values.sum(0, keepdim=True)
     # The sum of `values[order[start:end]]` for each group, in one operation without atomics.
-    return torch._embedding_bag_forward_only(values, partition.rows[1], partition.groups[0])[0]
+    return torch._embedding_bag_forward_only(values, partition.order, partition.starts)[0]
 
 
 def accurate(x: Tensor) -> torch.dtype:

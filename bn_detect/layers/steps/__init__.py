@@ -1,4 +1,4 @@
-"""Choose between the two implementations of the steps of `grouped_batch_norm`."""
+"""The steps of `grouped_batch_norm`, in plain tensor operations and as Triton kernels."""
 
 import importlib.util
 from types import ModuleType

@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 
-from bn_detect.layers import ops, plain_ops, triton_ops
+from bn_detect.layers import steps
 from bn_detect.layers.grouped_batch_norm import partitioned_batch_norm
 from bn_detect.layers.partition import Partition
 from bn_detect.layers.running_statistics import RunningStatistics, update_running_statistics
-
-from .reference import EPS, affine, assert_same, features, grouped_reference, outcome
+from bn_detect.layers.steps import plain_ops, triton_ops
+from tests.layers.reference import EPS, affine, assert_same, features, grouped_reference, outcome
 
 GROUPS = 4
 LAYOUTS = {
@@ -80,7 +80,7 @@ def test_each_step_is_that_of_plain_operations(shape, layout, dtype):
 
 @pytest.mark.parametrize("name", ODD_SHAPES)
 def test_odd_shapes_against_float64_reference(name, monkeypatch):
-    monkeypatch.setattr(ops, "ops_for", lambda x: triton_ops)
+    monkeypatch.setattr(steps, "ops_for", lambda x: triton_ops)
     shape, number = ODD_SHAPES[name]
     layout = "channels_last" if shape[2:] == (3, 3) else "contiguous"
     x = LAYOUTS[layout](features(*shape))
@@ -120,7 +120,7 @@ def test_running_statistics(momentum, monkeypatch):
     """Usual groups; one that is empty, one of a single value, one that is not finite; none."""
     results = []
     for chosen in (plain_ops, triton_ops):
-        monkeypatch.setattr(ops, "ops_for", lambda x, chosen=chosen: chosen)
+        monkeypatch.setattr(steps, "ops_for", lambda x, chosen=chosen: chosen)
         running = RunningStatistics(
             torch.zeros(70), torch.ones(70), torch.ones((), dtype=torch.float64), torch.tensor(0)
         )

@@ -16,17 +16,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..distributed.collectives import all_reduce_sum
+from ...distributed.collectives import all_reduce_sum
+from ..partition import Partition
+from ..running_statistics import RunningStatistics
 from . import plain_ops
 from . import triton_kernels as kernels
-from .partition import Partition
 from .plain_ops import Coefficients, GroupStatistics
-from .running_statistics import RunningStatistics
 
 logger = logging.getLogger(__name__)
 
 _OURS = sys.modules[__name__]
-_TILE = 2048  # values of a tile over x, at most
+_TILE = 1024  # values of a tile over x, at most
 GROUP_TILE = {"BLOCK_C": 32}  # of kernels over groups
 ROWS_TILE = {"BLOCK_R": 32, "BLOCK_C": 32}
 TABLE_TILE = {"BLOCK_G": 16, "BLOCK_C": 64}
@@ -75,9 +75,8 @@ def statistics(x: Tensor, partition: Partition, dtype: torch.dtype) -> GroupStat
     size = groups * (2 * channels + 1) if spans else 0
     packed = x.new_empty(size, dtype=torch.float64)
     grid = (groups, triton.cdiv(channels, ROWS_TILE["BLOCK_C"]))
-    starts, sizes = partition.groups[0], partition.groups[1]
     launch(
-        kernels.merge_moments, grid, moments, partition.rows[1], starts, sizes,
+        kernels.merge_moments, grid, moments, partition.order, partition.starts, partition.sizes,
         mean, var, count, packed, channels, positions, SPANS=spans, **ROWS_TILE,
     )  # fmt: skip
     if spans:
@@ -127,8 +126,8 @@ def gradient_sums(x: Tensor, dy: Tensor, partition: Partition, center: Tensor) -
     sums = per_roi.new_empty((groups, 2, channels))
     grid = (groups, triton.cdiv(2 * channels, ROWS_TILE["BLOCK_C"]))
     launch(
-        kernels.segment_sum, grid, per_roi, partition.rows[1], partition.groups[0],
-        partition.groups[1], sums, 2 * channels, **ROWS_TILE,
+        kernels.segment_sum, grid, per_roi, partition.order, partition.starts,
+        partition.sizes, sums, 2 * channels, **ROWS_TILE,
     )  # fmt: skip
     return sums
 
