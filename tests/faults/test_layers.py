@@ -88,7 +88,6 @@ def test_torchscript(how, happened):
 def test_values(what, where, happened):
     dtypes = {"integers": torch.int64, "complex numbers": torch.complex64}
     eps = 0.0 if "eps" in what else 1e-5
-    group = torch.zeros(4, dtype=torch.int64)
     x = torch.ones(4, 2, 3, 3, dtype=dtypes.get(what, torch.float32))
     calls = {
         "RoIBatchNorm2d": lambda: RoIBatchNorm2d(2, eps=eps)(x),
