@@ -1,5 +1,6 @@
 """Studies and their folders: shared, spoilt, of other versions, on disks that are full."""
 
+import dataclasses
 import fcntl
 import json
 import pickle
@@ -18,11 +19,13 @@ from bn_detect.study.execution import measuring
 from bn_detect.study.execution.pool import run_here
 from bn_detect.study.execution.steps import StudyTrainer
 from bn_detect.study.folders import prepare_folders
+from bn_detect.study.measures.registry import MEASURES
 from bn_detect.study.reading import read_study
-from bn_detect.study.report import write_report
+from bn_detect.study.report import own_tables, write_report
+from bn_detect.study.results import Findings
 from bn_detect.study.runs import Run, plan_runs
 from tests.helpers.in_process import config
-from tests.study.made_up import run, study
+from tests.study.made_up import finished, run, study
 
 from .test_disk import files_no_larger_than, mounted
 from .test_pickles import proposals
@@ -253,3 +256,16 @@ def test_names_in_the_table(tmp_path, happened):
     bars = {line.replace("\\|", "").count("|") for line in lines}
     assert len(lines) == 4 and len(bars) == 1
     happened(lines[2][:60])
+
+
+@pytest.mark.fault(
+    "an arm's name holds a line break and bars, in a measure with tables of its own",
+    should="a heading in one line",
+)
+def test_names_in_other_tables(tmp_path, monkeypatch, happened):
+    name, seen = "one | two\n| three", []
+    measure = dataclasses.replace(MEASURES["domain_shift"], tables=lambda r: seen.extend(r) or "")
+    monkeypatch.setitem(MEASURES, "domain_shift", measure)
+    own_tables(Findings(study({name: {"runs": [finished(name, 1, {"domain_shift": {}})]}})))
+    assert seen == ["one / two / three"]
+    happened(seen[0])
