@@ -44,9 +44,10 @@ gpu: setup  ## tests and benchmarks that need an NVIDIA GPU; writes docs/gpu.md
 faults: setup  ## kill, starve, spoil and deceive it, in full; writes docs/faults.md
 	$(RUN) -m pytest tests/faults -q --timeout=1200 --faults docs/faults.md $(PYTEST_ARGS)
 
-lint: setup  ## check the style
+lint: setup  ## check the style and the types
 	$(RUN) -m ruff check
 	$(RUN) -m ruff format --check
+	$(RUN) -m mypy
 
 format: setup  ## repair the style
 	$(RUN) -m ruff check --fix

@@ -30,7 +30,7 @@ except ImportError:
 
 _WITH_DETECTRON2 = ("add_bn_detect_config", "modeling")
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "NormalizationBatch",
     "RoIBatchNorm2d",

@@ -40,7 +40,7 @@ def apply_after_all_gather(
     generator: torch.Generator,
     group: dist.ProcessGroup | None,
 ) -> Tensor:
-    """As `modeling.watching.apply_to_moved_rois`: `layers` on shuffled RoIs, outputs moved back.
+    """Apply `layers` to shuffled RoIs and move the outputs back, as `apply_to_moved_rois` does.
 
     Args:
         x: (R, ...) this rank's RoI features.

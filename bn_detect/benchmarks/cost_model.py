@@ -1,4 +1,4 @@
-"""What shuffling costs on known links, by latency and bandwidth (docs/scaling.md)."""
+"""A model of the cost of shuffling on known links, by latency and bandwidth (docs/scaling.md)."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -101,7 +101,7 @@ def by_all_gather(workers: int) -> Traffic:
 
 
 def gradients(workers: int) -> Traffic:
-    """What DistributedDataParallel sends whatever the batch, in place of its buckets one call."""
+    """Return what DistributedDataParallel sends under every batch, as one call."""
     size = 4 * PARAMETERS
     return Traffic((), (Collective("all_reduce", workers, size, size),))
 

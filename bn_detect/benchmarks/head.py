@@ -150,7 +150,7 @@ def _with_images(
 
 
 def _layers(head: BNConvFCHead | BNMaskConvUpsampleHead) -> Callable[[Tensor], Tensor]:
-    """From pooled features to the head's output, without losses."""
+    """Compute the head's output from pooled features, without losses."""
     return head.layers if isinstance(head, BNMaskConvUpsampleHead) else head
 
 

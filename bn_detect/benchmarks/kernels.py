@@ -1,4 +1,4 @@
-"""What the Triton kernels become on GPUs that are not at hand: registers, spills, bytes to move.
+"""Compile the Triton kernels for GPUs that are not at hand: registers, spills, bytes to move.
 
 Triton and its assembler compile for any NVIDIA GPU without one. The times are those in which
 the bytes that a kernel must move pass at the bandwidth that the card's maker states: a bound from

@@ -1,4 +1,4 @@
-"""How the benchmarks measure: times of arms side by side, peak memory, and several ranks."""
+"""Tools of the benchmarks: times of arms side by side, peak memory, and several ranks."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def interleaved(
 
 
 def waiting_for(device: torch.device) -> Callable[[], object]:
-    """For `ready`: waits for the work queued on a GPU."""
+    """Wait for the work that is queued on a GPU; for `ready`."""
     return torch.cuda.synchronize if device.type == "cuda" else lambda: None
 
 
@@ -51,7 +51,7 @@ def default_device() -> torch.device:
 
 
 def ratios(ours: list[float], reference: list[float]) -> list[float]:
-    """Within each repetition."""
+    """Return the ratio of two arms in each repetition."""
     return [a / b for a, b in zip(ours, reference, strict=True)]
 
 
@@ -98,7 +98,7 @@ def on_ranks(measure: Callable, ranks: int, *args: Any) -> Any:
 
 
 def ranks_possible() -> int:
-    """As many ranks as there are GPUs; any number on CPU, where 4 are enough."""
+    """Return how many ranks are possible: one for each GPU, or 4 on CPU."""
     return torch.cuda.device_count() if torch.cuda.is_available() else 4
 
 

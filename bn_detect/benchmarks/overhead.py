@@ -1,4 +1,4 @@
-"""What a layer costs where there is next to nothing to compute: its operations, and their number.
+"""Measure what a layer costs where there is little to compute: its operations, and their number.
 
 On a CPU the time of a tiny tensor is the time to call operations. On a GPU it is the time to launch
 kernels, and the same holds for small tensors: so the launches are counted, too.

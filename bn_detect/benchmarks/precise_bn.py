@@ -107,7 +107,7 @@ def _time_table(times: dict[str, dict[str, list[float]]]) -> str:
 
 @dataclass(frozen=True)
 class Errors:
-    """How far statistics of few samples are from those of many, rms over channels.
+    """Measure how far statistics of few samples are from those of many, rms over channels.
 
     Attributes:
         unit: what a sample is.

@@ -1,4 +1,4 @@
-"""How time and memory of the layer grow with RoIs, groups and virtual workers."""
+"""Measure how time and memory of the layer grow with RoIs, groups and virtual workers."""
 
 import argparse
 from collections.abc import Callable

@@ -22,7 +22,7 @@ def resnet18() -> nn.Module:
 
 
 def neon_config() -> CfgNode:
-    """Of the demo's detector, BatchNorm in its box head, on CPU."""
+    """Return the config of the demo's detector with BatchNorm in its box head, on CPU."""
     cfg = get_cfg()
     add_bn_detect_config(cfg)
     cfg.merge_from_file(str(CONFIG))

@@ -15,7 +15,7 @@ from .values import flat_keys
 
 
 class Builder(Protocol):
-    """What a trainer class builds from a config, as Detectron2's `DefaultTrainer` does."""
+    """The class methods of a trainer that build parts, as `DefaultTrainer` has them."""
 
     @staticmethod
     def auto_scale_workers(cfg: CfgNode, num_workers: int) -> CfgNode: ...

@@ -1,4 +1,4 @@
-"""What a user is told about a dataset that cannot be used."""
+"""The error of a dataset that cannot be used."""
 
 
 class DatasetError(ValueError):

@@ -1,4 +1,4 @@
-"""How much could leak: what the companions of an object tell about its class, before any training.
+"""Measure, before any training, what the companions of an object tell about its class.
 
 A head with BatchNorm can read of an object's companions what a classifier can: `leak_potential`
 trains one on the class histogram of the other objects of the image. Where it is no better than the
@@ -28,7 +28,7 @@ GUESSES = ("prior", "companions", "itself, weakly", "both")
 
 @dataclass(frozen=True)
 class Guess:
-    """How well classes are guessed on held-out images.
+    """Scores of a guess of classes on held-out images.
 
     Attributes:
         accuracy: share of objects guessed right, in [0, 1].

@@ -25,6 +25,8 @@ class FasterCOCOEvaluator(COCOEvaluator):
     Keypoints remain with pycocotools, whose objects the library does not take for them.
     """
 
+    _do_evaluation: bool  # set by the parent
+
     def _eval_predictions(self, predictions: list[dict[str, Any]], img_ids: Any = None) -> None:
         from faster_coco_eval import COCOeval_faster
 
@@ -49,7 +51,8 @@ class FasterCOCOEvaluator(COCOEvaluator):
 
     def _prepare_and_save(self, predictions: list[dict[str, Any]], img_ids: Any) -> None:
         """Do what the parent does before it evaluates: give categories COCO's ids, write a file."""
-        evaluates, self._do_evaluation = self._do_evaluation, False
+        evaluates = self._do_evaluation
+        self._do_evaluation = False
         self._logger.disabled = evaluates  # else it says that there are no annotations
         try:
             super()._eval_predictions(predictions, img_ids)

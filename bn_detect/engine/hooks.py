@@ -126,7 +126,7 @@ class PreciseBN(HookBase):
 
 
 class FreezeBN(HookBase):
-    """From an iteration on, normalize with population statistics in training too.
+    """Normalize with population statistics in training too, from an iteration on.
 
     Weight and bias of the layers still train (Wu & Johnson 2021, Section 4.2: FrozenBN). The
     statistics are averaged over the ranks, or come from a PreciseBN pass, at that iteration. A run

@@ -1,4 +1,4 @@
-"""How the processes of a data loader start: by fork, under every version of Python.
+"""Start the processes of data loaders by fork, under every version of Python.
 
 Python 3.14 starts processes through a server by default. A process of a loader would then get the
 mapper by pickling, which not every mapper survives, and would be no child of its trainer: it would

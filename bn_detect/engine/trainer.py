@@ -198,7 +198,7 @@ class BNTrainer(DefaultTrainer):
 
     @classmethod
     def build_mapper(cls, cfg: CfgNode, is_train: bool) -> Callable[[dict], dict | None]:
-        """From a dataset dict to what the model takes, in training or at inference."""
+        """Build the mapper from dataset dicts to inputs of the model."""
         classifies = cfg.MODEL.META_ARCHITECTURE == CLASSIFIER
         return (ClassificationMapper if classifies else BNDatasetMapper)(cfg, is_train)
 

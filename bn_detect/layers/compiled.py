@@ -1,4 +1,4 @@
-"""What `torch.compile` sees of a layer: three operations that it calls and does not look into.
+"""The three operations of a layer that `torch.compile` calls and does not look into.
 
 A compiled head asks for its groups when it runs, not when it is compiled, as each forward has
 groups of its own. So the operations are told which layer calls them, and ask the layer's layout as

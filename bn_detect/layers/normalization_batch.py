@@ -11,7 +11,7 @@ TEST_STATISTICS = ("population", "minibatch")
 
 @dataclass(frozen=True)
 class NormalizationBatch:
-    """How the RoIs of one training step, over all workers, are partitioned into groups.
+    """The partition of the RoIs of one training step, over all workers, into groups.
 
     Attributes:
         batch: a name in `BATCHES`. "images": `images_per_group` consecutive images of a worker are
@@ -67,22 +67,22 @@ class NormalizationBatch:
 
     @property
     def moves_features(self) -> bool:
-        """Whether RoI features travel between workers."""
+        """Return whether RoI features travel between workers."""
         return self.kind.moves_features
 
     @property
     def needs_images(self) -> bool:
-        """Whether the partition depends on which image a RoI comes from."""
+        """Return whether the partition depends on which image a RoI comes from."""
         return self.kind.needs_images or self.test_stats == "minibatch"
 
     @property
     def needs_labels(self) -> bool:
-        """Whether the partition depends on the class of each RoI."""
+        """Return whether the partition depends on the class of each RoI."""
         return self.kind.needs_labels
 
     @cached_property
     def varies(self) -> bool:
-        """Whether forwards with equally many RoIs may have other groups."""
+        """Return whether forwards with equally many RoIs may have other groups."""
         return self.kind.draws or self.needs_images or self.needs_labels
 
     def check_images(self, images: int) -> None:

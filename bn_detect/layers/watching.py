@@ -1,4 +1,4 @@
-"""What the BN heads share: they keep their layouts informed, and move RoIs where they should."""
+"""Parts that the BN heads share: they keep layouts informed, and move RoIs where they should."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar

@@ -13,7 +13,7 @@ from .swap_targets import FlipExample, Target, chosen, columns
 
 @dataclass(frozen=True)
 class Swap:
-    """What the plain swap does to a loss.
+    """The effect of the plain swap on a loss.
 
     Attributes:
         own: the loss under the RoIs' own companions.

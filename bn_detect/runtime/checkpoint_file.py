@@ -31,7 +31,8 @@ def read_checkpoint(path: str | Path, *, trust: bool = False, trust_by: str = AD
     """Return what a checkpoint file holds, on the CPU.
 
     Files of torch.save are read with `weights_only`, pickles (.pkl) by `read_arrays`, safetensors
-    files by their library: none of these can execute code. The checksums in a file are verified, which torch does not do.
+    files by their library: none of these can execute code. The checksums in a file of torch.save
+    are verified, which torch does not do.
 
     Args:
         trust: read the file whatever it executes.

@@ -1,4 +1,4 @@
-"""What a study is: arms, seeds, measures, figures and verdicts. `reading` makes it of a file."""
+"""The plan of a study: arms, seeds, measures, figures and verdicts. `reading` reads it."""
 
 import re
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ Options = dict[str, Any]
 
 @dataclass(frozen=True)
 class Start:
-    """Where the training of an arm starts: from the checkpoint of another arm.
+    """The start of an arm's training: the checkpoint of another arm.
 
     Attributes:
         arm: its name. iteration: how many iterations that arm had done at the checkpoint.

@@ -1,4 +1,4 @@
-"""How far a study is, what is left, and how long that takes."""
+"""The progress of a study: how far it is, what is left, and how long that takes."""
 
 import statistics
 import sys
@@ -31,7 +31,7 @@ class Progress:
 
     @property
     def ended(self) -> int:
-        """How many runs are measured or failed."""
+        """Return how many runs are measured or failed."""
         return len(self._ended)
 
     def update(self) -> int:
@@ -57,7 +57,7 @@ class Progress:
 
 
 def share_done(run: Run) -> float:
-    """In [0, 1], of a run's time."""
+    """Return the share of a run's time that has passed, in [0, 1]."""
     if run.measured:
         return 1.0
     measured = 1 - len(run.missing()) / len(run.measure)
@@ -85,7 +85,7 @@ def _doing(run: Run) -> str:
 
 
 def plan_table(runs: Sequence[Run], jobs: int, seconds_per_run: float | None = None) -> str:
-    """What a study would do: a row per run, and an estimate of the time.
+    """Return the plan of a study as a table: a row per run, and an estimate of the time.
 
     The estimate comes from the finished and half-finished runs of the same study: seconds per
     iteration of the same arm, or else of all, and likewise for measuring, without the seconds that
@@ -124,7 +124,7 @@ def _state(run: Run) -> str:
 
 
 class _Estimate:
-    """How long runs take, by those that are done; each folder is read once."""
+    """Durations of runs, by those that are done; each folder is read once."""
 
     def __init__(self, runs: Sequence[Run], elsewhere: float | None) -> None:
         self._elsewhere = elsewhere

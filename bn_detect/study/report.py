@@ -32,7 +32,19 @@ def write_report(results: dict, folder: Path) -> Path:
 def own_tables(findings: Findings) -> list[str]:
     """Markdown of the measures that have tables of their own."""
     measured = [(name, MEASURES[name].tables) for name in findings.measures]
-    return [tables(findings.by_arm(name)) for name, tables in measured if tables is not None]
+    return [
+        tables({_plain(arm): runs for arm, runs in findings.by_arm(name).items()})
+        for name, tables in measured
+        if tables is not None
+    ]
+
+
+def _plain(arm: str) -> str:
+    """Return an arm's name without what would end a line or a cell of Markdown.
+
+    Two arms that differ in such characters only are refused, since their folders are the same.
+    """
+    return " ".join(arm.split()).replace("|", "/")
 
 
 def _render(findings: Findings, figures: dict[str, Path]) -> str:

@@ -21,7 +21,7 @@ CHECKPOINT = "model_final.pth"
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """What a run is, and where.
+    """A run: what it is, and where.
 
     Attributes:
         arm, seed: which run of the study.
@@ -66,7 +66,7 @@ class Run:
 
     @property
     def trained(self) -> bool:
-        """Whether the checkpoint is there; a URL is taken for granted."""
+        """Return whether the checkpoint is there; a URL is taken for granted."""
         return "://" in self.weights or Path(self.weights).is_file()
 
     @property
@@ -79,7 +79,7 @@ class Run:
         return [name for name, options in self.measure.items() if measured.get(name) != options]
 
     def measurements(self) -> dict[str, Any]:
-        """What measurements.json holds so far."""
+        """Return what measurements.json holds so far."""
         return read_json(self.folder / "measurements.json")
 
     def status(self) -> dict[str, Any]:
@@ -93,7 +93,7 @@ class Run:
         return latest(self.folder / "metrics.json").get("iteration", -1) + 1
 
     def identity(self) -> dict[str, Any]:
-        """What must be the same for its results to be kept. Paths within the study are relative."""
+        """Return what must be equal for results to be kept; paths in the study are relative."""
         folder = self.folder.resolve()
 
         def relative(path: str) -> str:
@@ -189,7 +189,7 @@ def _iterations(cfg: CfgNode, workers: int) -> int:
 def _datasets(
     study: Study, arm: str, cfg: CfgNode, trains: bool, measure: dict[str, Options]
 ) -> tuple[str, ...]:
-    """What a run reads; for most measures the images of validation are enough.
+    """Return the datasets that a run reads; most measures need validation images only.
 
     Raises:
         ValueError: something must be read, but the config names nothing.

@@ -68,13 +68,14 @@ def test_are_those_of_the_chosen_images(datasets, tmp_path):
 
 def on_rank(rank: int, world_size: int, datasets, output) -> tuple:
     cfg = settings(datasets, output, SOLVER__IMS_PER_BATCH=3)
-    images = TargetImages(cfg, TARGET, 5)
-    try:
-        TargetImages(cfg, TARGET, 2)
-        error = ""
-    except ValueError as caught:
-        error = str(caught)
-    return found(cfg, 5), len(images), images.num_images, error
+    images = TargetImages(cfg, TARGET, 3)
+    errors = []
+    for number in (2, 5):
+        try:
+            TargetImages(cfg, TARGET, number)
+        except ValueError as caught:
+            errors.append(str(caught))
+    return found(cfg, 3), len(images), len(TargetImages(cfg, TARGET, None)), errors
 
 
 def test_ranks_share_the_images(datasets, tmp_path):
@@ -82,10 +83,12 @@ def test_ranks_share_the_images(datasets, tmp_path):
     order = torch.randperm(6, generator=torch.Generator().manual_seed(0)).tolist()
     settings(datasets, tmp_path)
     every = DatasetCatalog.get(TARGET)
-    for result, batches, used, error in ranks:
-        assert (batches, used) == (1, 3)
+    for result, batches, of_all, errors in ranks:
+        assert (batches, of_all) == (1, 2)  # of the 6 images each rank has 2, a batch has 1
         torch.testing.assert_close(result, expected([every[index] for index in order[:3]]))
-        assert "2 images for population statistics" in error and "at least 3" in error
+        few, uneven = errors
+        assert "2 images for population statistics" in few and "at least 3" in few
+        assert "5 images" in uneven and "3 workers" in uneven and "use 3 or 6" in uneven
 
 
 @pytest.mark.parametrize(
@@ -94,8 +97,10 @@ def test_ranks_share_the_images(datasets, tmp_path):
         (6, 2, 1, [2, 2, 2]),
         (5, 2, 1, [3, 2]),
         (3, 4, 1, [3]),
-        (5, 4, 2, [4]),
+        (4, 4, 2, [4]),
         (6, 2, 2, [2, 2, 2]),
+        (None, 4, 1, [4, 2]),
+        (None, 4, 2, [4, 2]),
     ],
 )
 def test_batches(datasets, tmp_path, number, batch, virtual, sizes):
@@ -103,7 +108,9 @@ def test_batches(datasets, tmp_path, number, batch, virtual, sizes):
     images = TargetImages(settings(datasets, tmp_path, **keys), TARGET, number)
     assert [len(batch) for batch in images] == sizes and len(images) == len(sizes)
     names = [d["file_name"] for batch in images for d in batch]
-    assert len(set(names)) == images.num_images == sum(sizes)
+    assert len(set(names)) == sum(sizes)
+    if number is None:  # in the dataset's own order
+        assert names == [d["file_name"] for d in DatasetCatalog.get(TARGET)]
 
 
 @pytest.mark.parametrize("number", [0, 7])

@@ -28,6 +28,7 @@ SECTIONS = (
     "trust",
     "pickles",
     "commands",
+    "settings",
     "studies",
     "long_runs",
 )

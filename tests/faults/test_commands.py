@@ -1,21 +1,20 @@
 """How commands start and what they say: launchers, environments, settings that change."""
 
 import os
+import signal
 import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
-import torch
+import yaml
 from detectron2.utils import comm
 
-from bn_detect.commands import domain_shift, precise_bn
+from bn_detect.commands import data, domain_shift, precise_bn, study
 from bn_detect.commands.main import SUBCOMMANDS
 from bn_detect.commands.train import main as train
-from bn_detect.engine import BNTrainer
 from bn_detect.runtime.launch import launch
-from tests.helpers.in_process import config
 from tests.helpers.train_net import REPOSITORY
 
 CONFIG = str(REPOSITORY / "configs/neon/Base-RCNN-lean-FPN.yaml")
@@ -73,6 +72,68 @@ def test_help_imports_nothing(happened):
     assert done.returncode == 0, done.stderr
     assert all(name in done.stdout for name in SUBCOMMANDS)
     happened("neither is imported")
+
+
+def study_of(base: Path, folder: Path) -> list[str]:
+    """Write a study of one arm; return the command line up to its --output's folder."""
+    content = {"name": "x", "base": str(base), "measure": ["companion_swap"]}
+    (folder / "study.yaml").write_text(yaml.safe_dump(content | {"arms": [{"name": "an arm"}]}))
+    return ["--study", str(folder / "study.yaml"), "--output"]
+
+
+@pytest.mark.fault(
+    "a study is planned, and nothing is wrong", should="no warning of others on its stderr"
+)
+def test_no_foreign_warnings(tmp_path, happened):
+    done = run("-m", "bn_detect", "study", *study_of(Path(CONFIG), tmp_path), "out", "--dry-run")
+    assert done.returncode == 0 and done.stdout.startswith("arm "), done.stderr
+    assert done.stderr == ""
+    happened("stderr is empty")
+
+
+COMMANDS = {
+    "train": (train, ["--config-file", CONFIG]),
+    "precise-bn": (
+        precise_bn.main,
+        ["--config-file", CONFIG, "--weights", CONFIG, "--output", "out.pth"],
+    ),
+    "domain-shift": (domain_shift.main, ["--config-file", CONFIG, "--weights", CONFIG]),
+    "study": (study.main, ["studies/demo.yaml"]),
+    "data": (data.main, ["check", "nothing_like_this"]),
+}
+EARLY = {
+    "train": "bn_detect.commands.train.read_config",
+    "precise-bn": "bn_detect.commands.precise_bn.read_config",
+    "domain-shift": "bn_detect.commands.domain_shift.read_config",
+    "study": "bn_detect.commands.study.read_study",
+    "data": "bn_detect.commands.data.check_dataset",
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.fault("Ctrl-C in bn-detect {name}", should="one line, exit code 130")
+def test_interrupted(name, monkeypatch, capsys, tmp_path, happened):
+    monkeypatch.setattr(EARLY[name], lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.chdir(tmp_path)
+    command, words = COMMANDS[name]
+    assert command(words) == 130
+    printed = capsys.readouterr().err
+    assert printed.startswith("interrupted by SIGINT") and printed.count("\n") == 1
+    happened(printed.strip())
+
+
+@pytest.mark.parametrize("name", ["study", "domain-shift"])
+@pytest.mark.fault(
+    "bn-detect {name} under torchrun (WORLD_SIZE=2)", should="one line, exit code 2; no hang"
+)
+def test_studies_under_torchrun(name, capsys, tmp_path, monkeypatch, happened):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.chdir(tmp_path)
+    command, words = COMMANDS[name]
+    assert command(words) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: WORLD_SIZE is 2") and printed.count("\n") == 1
+    happened(printed.strip())
 
 
 LAUNCHERS = {
@@ -156,82 +217,3 @@ def test_no_home(server, tmp_path, happened):
     done = run("-W", "ignore", "-c", program, DETECTRON2_DATASETS=str(server.root))
     assert done.returncode == 0, done.stderr[-2000:]
     happened(f"{done.stdout.strip()} images checked")
-
-
-@pytest.fixture(scope="module")
-def weights(server, tmp_path_factory) -> Path:
-    """A config file of 4 classes for data of 80, and a checkpoint of it."""
-    folder = tmp_path_factory.mktemp("classes")
-    cfg = config(server.root, folder, MODEL__ROI_HEADS__NUM_CLASSES=4)
-    cfg.DATASETS.TEST = ("in_process_val",)
-    (folder / "config.yaml").write_text(cfg.dump())
-    torch.save({"model": BNTrainer.build_model(cfg).state_dict()}, folder / "in.pth")
-    return folder
-
-
-@pytest.mark.parametrize("name", ["train", "train --eval-only", "precise-bn", "domain-shift"])
-@pytest.mark.fault(
-    "bn-detect {name}: the dataset has more classes than the model",
-    should="one line that names key, dataset and both numbers, exit code 2",
-)
-def test_classes(name, weights, tmp_path, capsys, monkeypatch, happened):
-    monkeypatch.setattr("bn_detect.commands.train.launch", None)  # nothing may start
-    monkeypatch.setattr(precise_bn, "launch", None)
-    words = ["--config-file", str(weights / "config.yaml")]
-    if name.startswith("train"):
-        code = train([*words, *name.split()[1:]])
-    elif name == "precise-bn":
-        paths = ["--weights", str(weights / "in.pth"), "--output", str(tmp_path / "out.pth")]
-        code = precise_bn.main([*words, *paths])
-    else:
-        paths = ["--weights", str(weights / "in.pth"), "--output", str(tmp_path / "out")]
-        code = domain_shift.main([*words, *paths, "--corruptions", "contrast"])
-    printed = capsys.readouterr().err
-    assert code == 2, printed
-    assert "NUM_CLASSES is 4, but dataset 'in_process_" in printed and "has 80 classes" in printed
-    assert printed.startswith("error: ") and printed.count("\n") == 1
-    happened(printed.strip())
-
-
-CHANGES = {
-    "SOLVER.OPTIMIZER": "ADAMW",
-    "SOLVER.BASE_LR": 0.123,
-    "SEED": 99,
-    "MODEL.ROI_BN.BATCH": "worker",
-    "SOLVER.IMS_PER_BATCH": 4,
-}
-
-
-@pytest.fixture(scope="module")
-def started(server, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("started") / "run"
-    server.run(folder, "--num-gpus", 2, **KEYS)
-    return folder
-
-
-KEYS = {"SOLVER__MAX_ITER": 2, "SOLVER__IMS_PER_BATCH": 2}
-
-
-@pytest.mark.parametrize("key", CHANGES)
-@pytest.mark.fault(
-    "--resume with another {key}",
-    should="exit code 2; key, old and new value are named, and the checkpoint stays",
-)
-def test_resume_with_other_settings(key, server, started, happened):
-    before = (started / "model_final.pth").read_bytes()
-    keys = KEYS | {key.replace(".", "__"): CHANGES[key]}
-    run = server.start(started, "--num-gpus", 2, "--resume", **keys)
-    assert run.wait() == 2, run.printed[-2000:]
-    (line, *_) = [line for line in run.printed.splitlines() if line.startswith("error: ")]
-    assert f"{key} was" in line and f"is {CHANGES[key]!r}" in line
-    assert (started / "model_final.pth").read_bytes() == before
-    happened(line.replace(str(started), "FOLDER"))
-
-
-@pytest.mark.fault(
-    "--resume with a larger SOLVER.MAX_ITER", should="the run goes on, and says what changed"
-)
-def test_resume_further(server, started, happened):
-    run = server.run(started, "--num-gpus", 2, "--resume", **KEYS | {"SOLVER__MAX_ITER": 3})
-    (line,) = [w for w in run.printed.splitlines() if "SOLVER.MAX_ITER was 2, is 3" in w]
-    happened(line[line.index("--resume") :])

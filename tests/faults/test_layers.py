@@ -87,7 +87,7 @@ def test_torchscript(how, happened):
 @pytest.mark.parametrize("what", ["integers", "complex numbers", "a constant channel with eps 0"])
 def test_values(what, where, happened):
     dtypes = {"integers": torch.int64, "complex numbers": torch.complex64}
-    eps, group = 0.0 if "eps" in what else 1e-5, torch.zeros(4).long()
+    eps = 0.0 if "eps" in what else 1e-5
     x = torch.ones(4, 2, 3, 3, dtype=dtypes.get(what, torch.float32))
     calls = {
         "RoIBatchNorm2d": lambda: RoIBatchNorm2d(2, eps=eps)(x),

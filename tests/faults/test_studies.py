@@ -1,5 +1,6 @@
 """Studies and their folders: shared, spoilt, of other versions, on disks that are full."""
 
+import dataclasses
 import fcntl
 import json
 import pickle
@@ -12,16 +13,19 @@ import yaml
 from bn_detect.commands import domain_shift
 from bn_detect.commands import study as command
 from bn_detect.engine import BNTrainer
-from bn_detect.runtime.errors import CheckpointError
+from bn_detect.runtime.errors import CheckpointError, RunFailed, WorkerDied
 from bn_detect.runtime.folder_lock import sole_user
+from bn_detect.study.execution import measuring
 from bn_detect.study.execution.pool import run_here
 from bn_detect.study.execution.steps import StudyTrainer
 from bn_detect.study.folders import prepare_folders
+from bn_detect.study.measures.registry import MEASURES
 from bn_detect.study.reading import read_study
-from bn_detect.study.report import write_report
+from bn_detect.study.report import own_tables, write_report
+from bn_detect.study.results import Findings
 from bn_detect.study.runs import Run, plan_runs
 from tests.helpers.in_process import config
-from tests.study.made_up import run, study
+from tests.study.made_up import finished, run, study
 
 from .test_disk import files_no_larger_than, mounted
 from .test_pickles import proposals
@@ -220,6 +224,28 @@ def test_proposals_with_code(server, tmp_path, happened):
 
 
 @pytest.mark.fault(
+    "a worker dies in the measure that all workers take",
+    should="the other measures are taken; what failed and why is kept",
+)
+def test_measures_of_several_workers(studies, tmp_path, monkeypatch, happened):
+    planned, taken = studies.run(tmp_path), []
+    content = json.loads((planned.folder / "run.json").read_text())
+    content |= {"processes": 2, "measure": {"evaluation": {}, "companion_swap": {}}}
+    (planned.folder / "run.json").write_text(json.dumps(content))
+
+    def die(*_, **__) -> None:
+        raise WorkerDied("worker 1 of 2 died (SIGKILL)")
+
+    monkeypatch.setattr(measuring, "launch", die)
+    monkeypatch.setattr(measuring, "_take", lambda _, names: taken.extend(names) or {})
+    with pytest.raises(RunFailed, match="1 of 2 measures failed: evaluation: worker 1") as error:
+        measuring.measure(planned.folder)
+    assert taken == ["companion_swap"]
+    assert set(planned.measurements()["failed"]) == {"evaluation"}
+    happened(str(error.value))
+
+
+@pytest.mark.fault(
     "an arm's name holds a line break and bars", should="table.md has one row for each arm"
 )
 def test_names_in_the_table(tmp_path, happened):
@@ -230,3 +256,16 @@ def test_names_in_the_table(tmp_path, happened):
     bars = {line.replace("\\|", "").count("|") for line in lines}
     assert len(lines) == 4 and len(bars) == 1
     happened(lines[2][:60])
+
+
+@pytest.mark.fault(
+    "an arm's name holds a line break and bars, in a measure with tables of its own",
+    should="a heading in one line",
+)
+def test_names_in_other_tables(tmp_path, monkeypatch, happened):
+    name, seen = "one | two\n| three", []
+    measure = dataclasses.replace(MEASURES["domain_shift"], tables=lambda r: seen.extend(r) or "")
+    monkeypatch.setitem(MEASURES, "domain_shift", measure)
+    own_tables(Findings(study({name: {"runs": [finished(name, 1, {"domain_shift": {}})]}})))
+    assert seen == ["one / two / three"]
+    happened(seen[0])

@@ -1,4 +1,4 @@
-"""What a config asks of a dataset, which decides which of its faults matter."""
+"""The needs of a config: what it asks of a dataset decides which of its faults matter."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass

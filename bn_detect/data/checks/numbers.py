@@ -1,4 +1,4 @@
-"""What counts as a number in an annotation file."""
+"""The test of what counts as a number in an annotation file."""
 
 from numbers import Integral, Real
 from typing import Any

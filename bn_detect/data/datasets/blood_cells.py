@@ -42,7 +42,7 @@ DRAWS = 2000  # random choices of validation blocks, of which the best is taken
 
 @dataclass(frozen=True)
 class BloodCellsOptions(Options):
-    """How the photographs (640x480 px) are cut and divided.
+    """Options of cutting and dividing the photographs (640x480 px).
 
     That neighbouring numbers are often of one smear is an assumption: the source names no patients.
 

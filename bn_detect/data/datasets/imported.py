@@ -32,7 +32,7 @@ LONGEST_NOTE = 20_000  # characters
 
 @dataclass(frozen=True)
 class ImportOptions(Options):
-    """What is imported, and how it is divided.
+    """Options of an import: which files, and how they are divided.
 
     Raises:
         ValueError: a value outside its range, or no images or annotations are given.

@@ -27,7 +27,7 @@ SIDE, MARGIN = 28, 2
 
 @dataclass(frozen=True)
 class MnistOptions(Options):
-    """How many digits there are to train on; all others are for validation."""
+    """The option of how many digits are for training; all others are for validation."""
 
     train_images: int = option(2000, "digits to train on, as many of each class", low=10, high=4990)
     source: str = option(

@@ -23,7 +23,7 @@ from .tiling import Window, clip_boxes, tile_windows
 
 @dataclass(frozen=True)
 class TilingOptions(Options):
-    """How the images are cut into tiles.
+    """Options of cutting the images into tiles.
 
     The tiles of an image are of one size (to a pixel), the largest that covers it exactly; see
     `tile_spans`. Validation tiles share no pixels, so no tree counts twice in AP. A box that a

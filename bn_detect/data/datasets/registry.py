@@ -211,7 +211,7 @@ def check_dataset_options(name: str, options: Mapping[str, Any]) -> None:
 
 
 def is_name(name: str) -> bool:
-    """Whether a prepared dataset may have this name: letters, digits, _ and - only."""
+    """Return whether a prepared dataset may have this name: letters, digits, _ and - only."""
     return name.replace("_", "").replace("-", "").isalnum()
 
 

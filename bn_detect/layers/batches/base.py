@@ -1,4 +1,4 @@
-"""What every normalization batch answers: which groups, over which workers, at which cost."""
+"""The base class of normalization batches: which groups, over which workers, at which cost."""
 
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
@@ -44,17 +44,17 @@ class Batch(ABC):
 
     @property
     def needs_images(self) -> bool:
-        """Whether the groups depend on the image of each RoI."""
+        """Return whether the groups depend on the image of each RoI."""
         return False
 
     @property
     def moves_features(self) -> bool:
-        """Whether the features of RoIs travel between workers, so that a worker is a group."""
+        """Return whether RoI features travel between workers; a worker is then a group."""
         return False
 
     @property
     def counts(self) -> bool:
-        """Whether making a partition is a collective, in which processes tell their RoIs."""
+        """Return whether making a partition is a collective that gathers the numbers of RoIs."""
         return False
 
     def check(self) -> None:

@@ -1,4 +1,4 @@
-"""Where a normalization batch is found by its name."""
+"""The registry in which a normalization batch is found by its name."""
 
 from typing import TypeVar
 

@@ -1,4 +1,4 @@
-"""What a normalization batch may ask about the RoIs that it partitions."""
+"""The facts that a normalization batch may ask about the RoIs that it partitions."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -36,7 +36,7 @@ class ShuffledBatch(Batch):
 
     @property
     def _in_process(self) -> bool:
-        """Whether the workers that shuffle with one another are always of one process."""
+        """Return whether the workers that shuffle with one another are always of one process."""
         return 0 < self.settings.shuffle_groups <= self.settings.virtual_workers
 
     def check(self) -> None:

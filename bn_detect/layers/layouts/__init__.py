@@ -1,4 +1,4 @@
-"""Where a RoI's group is decided: layouts, and the clock that tells forwards apart."""
+"""Layouts decide each RoI's group; a clock tells the forwards of a head apart."""
 
 from .image_layout import ImageLayout
 from .roi_layout import RoILayout

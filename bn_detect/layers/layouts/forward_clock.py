@@ -1,4 +1,4 @@
-"""Which forward of a head is at hand: in which iteration, with which draw, new or repeated.
+"""The clock of a head: which forward is at hand, in which iteration, new or repeated.
 
 Read this to learn how activation checkpointing gets the groups that a forward had. Checkpointing
 repeats a forward inside the backward, maybe after other forwards. It first restores the state of

@@ -1,4 +1,4 @@
-"""Where a RoI's group is decided: the RoIs of a head, per image, and the groups that follow.
+"""The layout of a head decides each RoI's group: it knows the RoIs per image.
 
 The groups themselves are made by the normalization batch (`batches/`); which forward they belong to
 is told by the clock (`forward_clock.py`).

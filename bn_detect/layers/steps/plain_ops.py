@@ -33,7 +33,7 @@ class GroupStatistics(NamedTuple):
 
 
 class Coefficients(NamedTuple):
-    """What normalizes each group: (x - center) * scale + bias; (num_groups, C) each.
+    """The numbers that normalize each group, (x - center) * scale + bias; (num_groups, C) each.
 
     invstd: 1 / sqrt(variance + eps), so scale is invstd * weight.
     """

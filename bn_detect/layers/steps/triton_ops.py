@@ -34,7 +34,7 @@ TABLE_TILE = {"BLOCK_G": 16, "BLOCK_C": 64}
 
 @cache
 def works_on(device: torch.device) -> bool:
-    """Whether the kernels compile there and agree with the plain operations; tried once.
+    """Return whether the kernels compile there and agree with the plain operations; tried once.
 
     A driver or a Triton that does not fit costs speed then, not a training run.
     """

@@ -1,1 +1,1 @@
-"""How runs are done: one pool of processes, and the two steps of a run, training and measuring."""
+"""The execution of runs: one pool of processes, and the two steps, training and measuring."""

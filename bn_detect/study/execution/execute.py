@@ -60,7 +60,7 @@ def _execute(run: Run, environment: Mapping[str, str]) -> Iterator[None]:
 
 
 def _tasks(run: Run) -> Iterator[Task]:
-    """What is missing, looked at anew after each task."""
+    """Yield the tasks that are missing; look again after each."""
     if not run.trained:
         yield Task("training", steps.train, "train.log")
     if not run.measured:

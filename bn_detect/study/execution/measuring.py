@@ -6,6 +6,7 @@ repeated. A measure that fails does not keep the others from being taken.
 
 import argparse
 import importlib
+import sys
 import time
 import traceback
 from datetime import timedelta
@@ -97,11 +98,21 @@ def measure(folder: Path) -> None:
     measurements.write()
     missing = [name for name in measurements.run["measure"] if measurements.missing(name)]
     processes = measurements.run["processes"]
-    if processes > 1 and (shared := [n for n in missing if MEASURES[n].every_worker]):
-        launch(_take, processes, timeout=TIMEOUT, args=(folder, shared))
-        missing = [name for name in missing if name not in shared]
-    failed = _take(folder, missing) if missing else {}
-    write_scalars(read_json(folder / "measurements.json"), folder)
+    shared = [name for name in missing if processes > 1 and MEASURES[name].every_worker]
+    alone = [name for name in missing if name not in shared]
+    failed: dict[str, str] = {}
+    if shared:
+        try:
+            launch(_take, processes, timeout=TIMEOUT, args=(folder, shared))
+        except RunFailed as error:
+            print(error.traceback, file=sys.stderr)
+            cause, after = " ".join(str(error).split()), Measurements(folder)
+            failed = {name: cause for name in shared if after.missing(name)}
+    failed |= _take(folder, alone) if alone else {}
+    measurements = Measurements(folder)
+    measurements.content["failed"] = failed
+    measurements.write()
+    write_scalars(measurements.content, folder)
     if failed:
         causes = "; ".join(f"{name}: {cause}" for name, cause in failed.items())
         raise RunFailed(f"{len(failed)} of {len(missing)} measures failed: {causes}")

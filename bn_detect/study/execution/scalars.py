@@ -1,4 +1,4 @@
-"""What a run measured, for TensorBoard."""
+"""Write what a run measured for TensorBoard."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -45,7 +45,7 @@ def run_on_cluster(
 
 
 def run_group(group: Group) -> None:
-    """What a job does."""
+    """Do the runs of a group, as a job on the cluster."""
     for _ in in_turn(group, {}):
         time.sleep(POLL_SECONDS)
 

@@ -1,1 +1,1 @@
-"""What a study can measure: one file for each measure, and one registry of them."""
+"""The measures of studies: one file for each, and one registry."""

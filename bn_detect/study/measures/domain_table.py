@@ -40,7 +40,7 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """Its name in measurements.json."""
+        """Return the cell's name in measurements.json."""
         if self.statistics == CHECKPOINT:
             return f"{self.data} under {CHECKPOINT}"
         return f"{self.data} under {self.images} images of {self.statistics}"

@@ -1,4 +1,4 @@
-"""What Detectron2 writes while it trains: metrics.json, one JSON object a line."""
+"""Read metrics.json, which Detectron2 writes while it trains: one JSON object a line."""
 
 import json
 import statistics

@@ -1,4 +1,4 @@
-"""What measures measure: a run's config and model, with its images at hand."""
+"""The subject of measures: a run's config and model, with its images at hand."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,7 +47,7 @@ class Subject:
         return probes.probe_loader(self.cfg, name, self.cfg.SOLVER.IMS_PER_BATCH)
 
     def batches(self, images: int, splits: tuple[str, ...] = ("TEST",)) -> int:
-        """How many batches hold so many images, or all there are."""
+        """Return how many batches hold so many images, or the number of all batches."""
         available = min(len(self.loader(split)) for split in splits)
         return min(available, -(-images // self.cfg.SOLVER.IMS_PER_BATCH))
 

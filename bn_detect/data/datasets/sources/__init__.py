@@ -1,1 +1,1 @@
-"""Where the real images and texts come from: wheels and archives, verified by their checksums."""
+"""Sources of real images and texts: wheels and archives, verified by their checksums."""
