@@ -10,7 +10,7 @@ RUN = "$(VENV)/bin/python"
 SETUP_FLAGS = $(if $(filter file,$(origin PYTHON)),,--same-python)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data demo study experiments test gpu faults lint format clean
+.PHONY: help setup data demo study experiments test gpu faults lint format clean docs
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -43,6 +43,10 @@ gpu: setup  ## tests and benchmarks that need an NVIDIA GPU; writes docs/gpu.md
 
 faults: setup  ## kill, starve, spoil and deceive it, in full; writes docs/faults.md
 	$(RUN) -m pytest tests/faults -q --timeout=1200 --faults docs/faults.md $(PYTEST_ARGS)
+
+docs: setup  ## the documents and the Python interface as a site, in build/docs
+	$(RUN) -W ignore -m sphinx -q -W --keep-going docs build/docs
+	@echo "Open build/docs/index.html"
 
 lint: setup  ## check the style and the types
 	$(RUN) -m ruff check

@@ -52,7 +52,7 @@ class BNStandardROIHeads(_TellsLabels, StandardROIHeads):
 
 @ROI_HEADS_REGISTRY.register()
 class BNCascadeROIHeads(_TellsLabels, CascadeROIHeads):
-    """`CascadeROIHeads` for `BNConvFCHead`s: each stage has one, and draws its own shuffles."""
+    """`CascadeROIHeads` with a `BNConvFCHead` in each stage, which draws its own shuffles."""
 
     @configurable
     def __init__(self, **kwargs) -> None:

@@ -81,8 +81,8 @@ class SwapReport:
         background: the class index of background.
         per_roi: the RoIs that were measured, column by column: "image" (its number in this run of
             the probe), "label", "weight" (how many RoIs it stands for), and three columns for its
-            own companions ("own_...") and for every swap and null: "..._classification",
-            "..._box", "..._prediction"; None where it was not measured. "swapped" is plain.
+            own companions (`own_...`) and for every swap and null: `..._classification`,
+            `..._box`, `..._prediction`; None where it was not measured. "swapped" is plain.
         flips: at most 8 examples of the plain swap, of different images; foreground before
             background, and those whose loss rises most first.
     """
