@@ -95,7 +95,8 @@ def constraints_that_keep(installed, path):
     if "torch" in kept and f"torch=={installed['torch'].split('+')[0]}" not in pins:
         kept.add("torchvision")
     pins = [pin for pin in pins if pin.split("==")[0] not in kept]
-    path.write_text("\n".join(pins + [f"{name}=={version}" for name, version in installed.items()]))
+    pins += [f"{name}=={version}" for name, version in installed.items() if name != "bn-detect"]
+    path.write_text("\n".join(pins))
     return path
 
 
