@@ -25,6 +25,7 @@ SECTIONS = (
     "numbers",
     "data",
     "datasets",
+    "annotations",
     "trust",
     "pickles",
     "commands",

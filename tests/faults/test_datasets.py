@@ -1,31 +1,26 @@
 """Spoilt datasets, one fault at a time: refused in one line before training begins."""
 
-import itertools
 import json
-import math
 import os
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 from detectron2.data.datasets import register_coco_instances
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, Instances
 from PIL import Image
-from pycocotools import mask as mask_util
 
 from bn_detect.commands import train as train_command
-from bn_detect.data import BNDatasetMapper, DatasetError, check_dataset, check_datasets
+from bn_detect.data import BNDatasetMapper, check_dataset, check_datasets
 from tests.data.small_dataset import small_dataset
 from tests.helpers.train_net import REPOSITORY
 
 from .mutations import mutants
+from .spoilt import refusal, register, register_small, uses
 from .test_data import judged, no_hang
 
-SERIAL = itertools.count()
 IMAGE_FAULTS = ["missing", "empty", "cut off", "text", "another size", "a folder", "one channel"]
 
 
@@ -72,94 +67,6 @@ def test_images_that_no_step_can_use(kind, tmp_path, happened):
         coco["images"][1].update(width=4000, height=1)
         coco["annotations"][2]["bbox"] = [5, 0, 4, 1]
     happened(refusal(tmp_path, name, coco, "1.png"))
-
-
-CLOSED = [[1, 1, 9, 1, 9, 9, 1, 9]]
-RLE = {"size": [30, 40], "counts": [100, 50, 1050]}
-SEGMENTATIONS = {
-    "missing": ...,
-    "null": None,
-    "empty": [],
-    "flat": CLOSED[0],
-    "text": "polygon",
-    "a number": 7,
-    "polygons of text": ["abcdefgh"],
-    "of two corners": [*CLOSED, [1, 1, 2, 2]],
-    "of an odd length": [[1, 1, 9, 1, 9, 9, 1]],
-    "NaN": [[math.nan, 1, 9, 1, 9, 9]],
-    "infinite": [[math.inf, 1, 9, 1, 9, 9]],
-    "of 400 digits": [[10**400, 1, 9, 1, 9, 9]],
-    "far outside its image": [[10**12, 1, 9, 1, 9, 9]],
-    "of letters": [["a", 1, 9, 1, 9, 9]],
-    "an RLE of another size": {**RLE, "size": [40, 30]},
-    "an RLE without a size": {"counts": RLE["counts"]},
-    "an RLE of text as size": {**RLE, "size": "30x40"},
-    "an RLE without counts": {"size": [30, 40]},
-    "an RLE of too few pixels": {**RLE, "counts": [100, 50]},
-    "an RLE of negative counts": {**RLE, "counts": [1300, -100]},
-    "an RLE of fractions": {**RLE, "counts": [0.5, 1199.5]},
-    "an RLE of garbage": {**RLE, "counts": "?!garbage"},
-    "an RLE that is cut off": {**RLE, "counts": "T3b1~"},
-    "an RLE under MASK_FORMAT polygon": RLE,
-}
-
-
-@pytest.mark.parametrize("kind", SEGMENTATIONS)
-@pytest.mark.fault("a segmentation is {kind}", should="refused in one line with its annotation")
-def test_segmentations(kind, tmp_path, happened):
-    name, coco = register_small(tmp_path)
-    spoil(coco["annotations"][1], "segmentation", SEGMENTATIONS[kind])
-    happened(
-        refusal(tmp_path, name, coco, "annotation 2 of image 10", "segmentation", MASK_ON=True)
-    )
-
-
-POINTS = [5, 5, 2, 7, 7, 1, 0, 0, 0]
-KEYPOINTS = {
-    "missing": ("keypoints", ...),
-    "empty": ("keypoints", []),
-    "one too few": ("keypoints", POINTS[:6]),
-    "one coordinate too few": ("keypoints", POINTS[:8]),
-    "text": ("keypoints", "nose"),
-    "a list of texts": ("keypoints", ["5"] * 9),
-    "NaN": ("keypoints", [math.nan, *POINTS[1:]]),
-    "of visibility 3": ("keypoints", [5, 5, 3, *POINTS[3:]]),
-    "miscounted": ("num_keypoints", 0),
-    "not counted": ("num_keypoints", ...),
-}
-
-
-@pytest.mark.parametrize("kind", KEYPOINTS)
-@pytest.mark.fault("keypoints are {kind}", should="refused in one line with their annotation")
-def test_keypoints(kind, tmp_path, happened):
-    name, coco = register_small(tmp_path)
-    spoil(coco["annotations"][1], *KEYPOINTS[kind])
-    parts = ("annotation 2 of image 10", "keypoints")
-    happened(refusal(tmp_path, name, coco, *parts, KEYPOINT_ON=True))
-
-
-EVALUATION = {
-    "an annotation id that is text": ("id", "two"),
-    "an annotation id of 400 digits": ("id", 10**400),
-    "an area that is null": ("area", None),
-    "an area that is missing": ("area", ...),
-    "an area of 400 digits": ("area", 10**400),
-    "an area that is NaN": ("area", math.nan),
-    "an iscrowd that is missing": ("iscrowd", ...),
-    "'ignore' set": ("ignore", 1),
-    "a box of 400 digits": ("bbox", [10**400, 1, 2, 2]),
-}
-
-
-@pytest.mark.parametrize("kind", EVALUATION)
-@pytest.mark.fault(
-    "an annotation has {kind}, which only loading or evaluation would notice",
-    should="refused in one line before training",
-)
-def test_annotations_that_cannot_be_evaluated(kind, tmp_path, happened):
-    name, coco = register_small(tmp_path)
-    spoil(coco["annotations"][1], *EVALUATION[kind])
-    happened(refusal(tmp_path, name, coco, "annotation"))
 
 
 @pytest.mark.parametrize("kind", ["none", "unknown", "panoptic"])
@@ -249,21 +156,6 @@ def test_any_mutant_is_refused_or_used(head, tmp_path, size, happened):
 TASKS = {"MASK_ON": "segm", "KEYPOINT_ON": "keypoints"}
 
 
-def test_what_is_right_is_not_refused(tmp_path):
-    """The dataset that the tests above spoil, and faults that do not matter to a use."""
-    name, coco = register_small(tmp_path)
-    compressed = {"size": [30, 40], "counts": mask_util.frPyObjects(RLE, 30, 40)["counts"].decode()}
-    coco["annotations"][2]["segmentation"] = compressed
-    (tmp_path / "a.json").write_text(json.dumps(coco))
-    for keys in ({}, {"MASK_ON": True}, {"KEYPOINT_ON": True}):
-        cfg = uses(name, **keys)
-        cfg.INPUT.MASK_FORMAT = "bitmask"
-        check_datasets([name], cfg)
-    coco["annotations"][1].update(segmentation=[[math.nan, 1, 9, 1, 9, 9]], keypoints=None)
-    (tmp_path / "a.json").write_text(json.dumps(coco))
-    check_datasets([name], uses(name))
-
-
 def test_training_passes_its_config_to_the_check(tmp_path):
     name, coco = register_small(tmp_path)
     del coco["annotations"][1]["segmentation"]
@@ -275,45 +167,3 @@ def test_training_passes_its_config_to_the_check(tmp_path):
     args = train_command.parse_arguments(["--config-file", file, *options])
     with pytest.raises(ValueError, match="annotation 2 .*'segmentation' is missing"):
         train_command.check(train_command.read_config(args), args, 1)
-
-
-def register_small(folder: Path, *, known: bool = True) -> tuple[str, dict]:
-    """Register a small dataset with masks and keypoints; return its name and its JSON's content."""
-    name = f"spoilt_{next(SERIAL)}"
-    coco = small_dataset(folder)
-    for annotation in coco["annotations"]:
-        annotation |= {"segmentation": CLOSED, "keypoints": list(POINTS), "num_keypoints": 2}
-    if known:
-        register(name, folder)
-    return name, coco
-
-
-def register(name: str, folder: Path) -> None:
-    names = {"keypoint_names": ["a", "b", "c"], "keypoint_flip_map": [("a", "b")]}
-    register_coco_instances(name, names, str(folder / "a.json"), str(folder / "images"))
-
-
-def spoil(entry: dict, key: str, value) -> None:
-    entry.pop(key) if value is ... else entry.update({key: value})
-
-
-def uses(name: str, **model):
-    """Return a config that trains and evaluates on the dataset, with keys of MODEL."""
-    cfg = get_cfg()
-    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = (name,)
-    cfg.MODEL.MASK_ON = model.get("MASK_ON", False)
-    cfg.MODEL.KEYPOINT_ON = model.get("KEYPOINT_ON", False)
-    cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS = 3
-    cfg.TEST.KEYPOINT_OKS_SIGMAS = [0.1] * 3
-    return cfg
-
-
-def refusal(folder: Path, name: str, coco: dict, *parts: str, **model) -> str:
-    """Return the one line in which the check refuses the dataset."""
-    (folder / "a.json").write_text(json.dumps(coco))
-    with no_hang(), pytest.raises(DatasetError) as error:
-        check_datasets([name], uses(name, **model))
-    message = str(error.value)
-    assert all(part in message for part in (name, *parts)) and "\n" not in message, message
-    assert len(message) < 500
-    return message.replace(str(folder), "FOLDER")

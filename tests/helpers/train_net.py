@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -54,22 +55,22 @@ class Command:
         environment: dict[str, str] | None = None,
     ) -> subprocess.Popen:
         program = [*prefix, sys.executable, *launcher, str(REPOSITORY / "tools/train_net.py")]
-        return subprocess.Popen(
+        # Not a pipe, which fills if nobody reads it. `end` reads the file.
+        log = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
+        process = subprocess.Popen(
             [*program, *arguments],
             env=self.environment | (environment or {}),
             cwd=REPOSITORY,
-            stdout=subprocess.PIPE,
+            stdout=log,
             stderr=subprocess.STDOUT,
-            text=True,
         )
+        process.log = log
+        return process
 
     def run(self, arguments: list[str], launcher: tuple[str, ...] = ()) -> str:
         """Run to the end, which must be a good one; returns what it printed."""
         process = self.start(arguments, launcher)
-        try:
-            printed, _ = process.communicate(timeout=120)
-        finally:
-            process.kill()
+        printed = end(process, seconds=120)
         assert process.returncode == 0, printed[-4000:]
         return printed
 
@@ -97,9 +98,11 @@ def wait_for(condition, seconds: float = 60.0) -> None:
 def end(process: subprocess.Popen, seconds: float = 60.0) -> str:
     """Wait for its end, which must come in time; returns what it printed."""
     try:
-        return process.communicate(timeout=seconds)[0]
+        process.wait(timeout=seconds)
     finally:
         process.kill()
+    process.log.seek(0)
+    return process.log.read()
 
 
 def children_of(pid: int) -> list[int]:

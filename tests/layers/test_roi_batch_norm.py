@@ -1,7 +1,6 @@
 """`RoIBatchNorm2d` on one process: torch's BatchNorm with the batch as an argument."""
 
 import logging
-import warnings
 
 import pytest
 import torch
@@ -12,30 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from bn_detect.layers import NormalizationBatch, RoIBatchNorm2d, RoILayout
 
 from .reference import EPS, affine, features
-
-DOUBLE = {"dtype": torch.float64}
-EXACT = {"rtol": 1e-11, "atol": 1e-11}
-
-
-def layer_for(rois_per_image, *, channels=3, batch="images", **kwargs) -> RoIBatchNorm2d:
-    """A float64 layer with a weight and bias of its own; `kwargs`: of NormalizationBatch."""
-    layout = RoILayout(NormalizationBatch(batch, **kwargs))
-    layout.record(rois_per_image)
-    layer = RoIBatchNorm2d(channels, **DOUBLE, layout=layout)
-    layer.weight.data, layer.bias.data = affine(channels)
-    return layer
-
-
-def gradients(layer: nn.Module, x: torch.Tensor) -> tuple:
-    """Output, and gradients of a nonlinear loss with respect to x and the parameters."""
-    x = x.detach().clone().requires_grad_()
-    y = layer(x)
-    loss = y.sin().sum() + y.pow(3).sum()
-    return y.detach(), *torch.autograd.grad(loss, [x, *layer.parameters()])
-
-
-def buffers(layer: nn.Module) -> dict:
-    return {k: v.clone() for k, v in layer.state_dict().items() if k not in ("weight", "bias")}
+from .roi_layer import DOUBLE, EXACT, buffers, gradients, layer_for
 
 
 @pytest.fixture
@@ -209,90 +185,6 @@ def test_a_single_value_without_population_is_finite(log):
     assert torch.equal(y, layer.bias.expand(1, 3))
 
 
-# Evaluation.
-
-
-def trained_layer(**kwargs) -> RoIBatchNorm2d:
-    layer = layer_for([4, 2], **kwargs)
-    layer(features(6, 3, 2, 2, mean=2, std=3))
-    return layer.eval()
-
-
-def as_batch_norm(layer: RoIBatchNorm2d) -> nn.BatchNorm2d:
-    theirs = nn.BatchNorm2d(3, **DOUBLE)
-    theirs.load_state_dict(layer.state_dict())
-    return theirs.eval()
-
-
-@pytest.mark.parametrize("batch", ["images", "worker", "shuffled", "global"])
-def test_eval_equals_batch_norm(batch):
-    layer = trained_layer(batch=batch)
-    layer.layout.record([99])  # of no interest
-    before = buffers(layer)
-    for rois in (5, 1, 0):
-        x = features(rois, 3, 2, 2)
-        torch.testing.assert_close(
-            gradients(layer, x), gradients(as_batch_norm(layer), x), rtol=0, atol=0
-        )
-    torch.testing.assert_close(buffers(layer), before, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("batch", ["images", "worker", "shuffled", "global"])
-def test_minibatch_test_statistics_are_those_of_each_image(batch):
-    layer = trained_layer(batch=batch, test_stats="minibatch")
-    before = buffers(layer)
-    layer.layout.record([3, 0, 2])
-    x = features(5, 3, 2, 2)
-    parts = [F.batch_norm(part, None, None, *affine(3), True) for part in (x[:3], x[3:])]
-    torch.testing.assert_close(layer(x), torch.cat(parts), **EXACT)
-    torch.testing.assert_close(buffers(layer), before, rtol=0, atol=0)
-
-
-def test_minibatch_test_statistics_of_groups_of_images():
-    layer = trained_layer(batch="shuffled", test_stats="minibatch", test_images_per_group=2)
-    layer.layout.record([3, 1, 0, 2, 4])
-    x = features(10, 3, 2, 2)
-    parts = [F.batch_norm(part, None, None, *affine(3), True) for part in x.split([4, 2, 4])]
-    torch.testing.assert_close(layer(x), torch.cat(parts), **EXACT)
-
-
-@pytest.mark.parametrize("compiler", ["script", "trace"])
-def test_scripts_and_traces_in_eval_mode(compiler):
-    layer = trained_layer(batch="shuffled")
-    x = features(5, 3, 2, 2)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch.jit is deprecated
-        if compiler == "script":
-            compiled = torch.jit.script(nn.Sequential(layer, nn.ReLU()))
-        else:
-            compiled = torch.jit.trace(nn.Sequential(layer, nn.ReLU()), x)
-    for rois in (5, 2, 0):
-        x = features(rois, 3, 2, 2, seed=1)
-        torch.testing.assert_close(compiled(x), as_batch_norm(layer)(x).relu(), rtol=0, atol=0)
-
-
-# State.
-
-
-def test_state_dict_is_that_of_batch_norm():
-    layer, theirs = trained_layer(), nn.BatchNorm2d(3, **DOUBLE)
-    assert list(layer.state_dict()) == list(theirs.state_dict())
-    theirs.load_state_dict(layer.state_dict(), strict=True)
-    fresh = RoIBatchNorm2d(3, **DOUBLE)
-    fresh.load_state_dict(theirs.state_dict(), strict=True)
-    torch.testing.assert_close(fresh.state_dict(), layer.state_dict(), rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("reset", ["load", "reset"])
-def test_loaded_and_reset_statistics_have_full_weight(reset):
-    layer = layer_for([0, 4])
-    state = {k: v.clone() for k, v in layer.state_dict().items()}
-    layer(features(4, 3, 2, 2))
-    assert layer.ema_weight == pytest.approx(0.95)
-    layer.load_state_dict(state) if reset == "load" else layer.reset_running_stats()
-    assert layer.ema_weight == 1
-
-
 # Activation checkpointing.
 
 
@@ -347,48 +239,3 @@ def test_a_variance_beyond_half_precision_enters_as_in_torch(groups):
     assert ours.running_var.min() > 10_000
     torch.testing.assert_close(ours.running_var, theirs.running_var, rtol=2e-3, atol=0)
     torch.testing.assert_close(ours.running_mean, theirs.running_mean, rtol=2e-2, atol=2e-2)
-
-
-def test_weights_can_be_assigned_to_a_layer_that_was_built_without_memory():
-    state = RoIBatchNorm2d(2).state_dict()
-    with torch.device("meta"):
-        layer = RoIBatchNorm2d(2)
-    layer.load_state_dict(state, assign=True)
-    assert not [name for name, t in layer.named_buffers() if t.is_meta]
-    expected = RoIBatchNorm2d(2)
-    x = torch.randn(4, 2, 3, 3)
-    torch.testing.assert_close(layer(x), expected(x))
-    torch.testing.assert_close(dict(layer.named_buffers()), dict(expected.named_buffers()))
-
-
-# TorchScript.
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_a_scripted_layer_refuses_to_train():
-    layer, x = RoIBatchNorm2d(2), torch.randn(4, 2, 3, 3)
-    scripted = torch.jit.script(layer)
-    with pytest.raises(torch.jit.Error, match="population statistics only"):
-        scripted(x)
-    torch.testing.assert_close(scripted.eval()(x), layer.eval()(x))
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_mini_batch_statistics_at_inference_are_not_scripted():
-    settings = NormalizationBatch(test_stats="minibatch")
-    for layer in (
-        RoIBatchNorm2d(2, layout=RoILayout(settings, name="my head")),
-        RoIBatchNorm2d(2, track_running_stats=False, layout=RoILayout(name="my head")),
-    ):
-        with pytest.raises(RuntimeError, match="my head: .* cannot be scripted"):
-            torch.jit.script(nn.Sequential(layer).eval())
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-@pytest.mark.parametrize("mode", ["training", "mini-batch statistics", "no running statistics"])
-def test_groups_are_not_frozen_in_a_trace(mode):
-    layout = RoILayout(NormalizationBatch(test_stats="minibatch"), name="my head")
-    layer = RoIBatchNorm2d(2, track_running_stats=mode[:2] != "no", layout=layout)
-    layout.record([4])
-    with pytest.raises(RuntimeError, match="my head: .* cannot be traced"):
-        torch.jit.trace(layer.train(mode == "training"), torch.randn(4, 2, 3, 3))

@@ -1,4 +1,4 @@
-"""Two hosts on one machine, started by the README's own command lines."""
+"""Two hosts on one machine, started by the command lines of docs/training.md."""
 
 import contextlib
 import os
@@ -15,8 +15,8 @@ import pytest
 
 from tests.helpers.train_net import REPOSITORY, Command, end
 
-_README = (REPOSITORY / "README.md").read_text()
-_BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", _README, flags=re.DOTALL | re.MULTILINE)
+_PAGE = (REPOSITORY / "docs/training.md").read_text()
+_BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", _PAGE, flags=re.DOTALL | re.MULTILINE)
 _COMMANDS = "\n".join(text for language, text in _BLOCKS if not language)
 _LINES = _COMMANDS.replace("\\\n", " ").splitlines()
 BY_LAUNCHER = [line for line in _LINES if "--num-machines 2" in line]
@@ -42,7 +42,7 @@ def run_hosts(
     network: Network,
     **keys,
 ) -> Path:
-    """Run the README's line for each host; returns the output folder of host 0.
+    """Run the page's line for each host; returns the output folder of host 0.
 
     Args:
         workers: per host.
