@@ -1,4 +1,4 @@
-"""What a run was made with."""
+"""The versions of everything that a run was made with."""
 
 import functools
 import platform
