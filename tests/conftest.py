@@ -17,6 +17,9 @@ if importlib.util.find_spec("pkg_resources") is None:
     def _resource_filename(package: str, name: str) -> str:
         return str(Path(importlib.util.find_spec(package).origin).parent / name)
 
-    sys.modules["pkg_resources"] = SimpleNamespace(resource_filename=_resource_filename)
+    sys.modules["pkg_resources"] = SimpleNamespace(
+        resource_filename=_resource_filename,
+        fixup_namespace_packages=lambda path: None,  # pytest calls it where the module is there
+    )
 
 pytest_plugins = ["tests.helpers.train_net"]

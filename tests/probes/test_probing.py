@@ -52,7 +52,7 @@ def test_the_head_is_in_training_and_the_rest_is_not():
 def test_the_way_to_the_head_may_be_wrapped():
     model, data = detector("box", batch="images"), batches("box", 2)
     expected = companion_swap(model, data, 2)
-    assert companion_swap(nn.DataParallel(model), data, 2) == expected
+    assert repr(companion_swap(nn.DataParallel(model), data, 2)) == repr(expected)  # NaN != NaN
 
 
 def test_subclasses_are_understood():
