@@ -26,7 +26,6 @@ data: setup  ## the demo's dataset, NEON trees
 
 demo: data  ## train on NEON trees under two normalization batches; a leakage study of one seed
 	@$(RUN) tools/demo.py
-	@$(RUN) tools/leakage_study.py --study configs/studies/demo.yaml --seeds 1 --output output/demo/leakage
 	@echo "next: make study (5 seeds), or configs/studies/my_head.yaml for a head of yours"
 
 study: setup  ## the leakage study with 5 seeds: does a head cheat, and what repairs it?
