@@ -5,10 +5,13 @@ others keep busy made some of these tests a hundred times slower.
 """
 
 import importlib.util
+import logging
 import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+
+import pytest
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, and inherited by processes
 
@@ -23,3 +26,16 @@ if importlib.util.find_spec("pkg_resources") is None:
     )
 
 pytest_plugins = ["tests.helpers.train_net"]
+
+
+@pytest.fixture(autouse=True)
+def _loggers_forget_closed_streams() -> None:
+    """Take away the handlers that earlier tests of this process left with pytest's closed streams.
+
+    Each message to one of them would print a traceback into the output that a test looks at.
+    """
+    known = logging.root.manager.loggerDict.values()
+    for logger in (logging.root, *(each for each in known if isinstance(each, logging.Logger))):
+        for handler in list(logger.handlers):
+            if getattr(getattr(handler, "stream", None), "closed", False):
+                logger.removeHandler(handler)

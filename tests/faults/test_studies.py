@@ -3,7 +3,6 @@
 import dataclasses
 import fcntl
 import json
-import logging
 import pickle
 from pathlib import Path
 
@@ -69,8 +68,6 @@ def studies(server, tmp_path_factory) -> Studies:
 def _nothing_starts(monkeypatch) -> None:
     for module in (command, domain_shift):
         monkeypatch.setattr(module, "run_missing", None)
-    # Loggers of earlier tests in this process may hold their streams, which are closed by now.
-    monkeypatch.setattr(logging, "raiseExceptions", False)
 
 
 def files(folder: Path) -> dict[Path, bytes]:
