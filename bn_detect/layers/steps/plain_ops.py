@@ -7,7 +7,7 @@ nothing of its size is allocated beyond the result. Every sum has a fixed order.
 
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -111,12 +111,18 @@ def normalize(x: Tensor, group: Tensor, by: Coefficients, bias: Tensor | None) -
         x: (R, C, ...). group: (R,). bias: (C,).
     """
     y = torch.empty_like(x)
-    for x_part, y_part, g in _chunks(x, y, group):
-        out = _centered(x_part, _of_rois(by.center, g), out=y_part)
-        out.mul_(_expand(_of_rois(by.scale, g), x))
-        if bias is not None:
-            out.add_(_expand(bias, x))
-        _store(out, y_part)
+    for memory, x_part, y_part, g in _chunks(x, y, group):
+        exact = y_part.dtype == by.center.dtype
+        out = _centered(x_part, _of_rois(by.center, g), y_part if exact else memory[0])
+        scale = _expand(_of_rois(by.scale, g), x)
+        if bias is not None and _channels_vary_fastest(x):
+            torch.addcmul(_expand(bias, x), out, scale, out=out)
+        else:
+            out.mul_(scale)
+            if bias is not None:
+                out.add_(_expand(bias, x))
+        if not exact:
+            y_part.copy_(out)
     return y
 
 
@@ -130,9 +136,9 @@ def gradient_sums(x: Tensor, dy: Tensor, partition: Partition, center: Tensor) -
         (num_groups, 2, C) float64.
     """
     sums = x.new_empty((x.shape[0], 2, x.shape[1]), dtype=torch.float64)
-    for x_part, dy_part, out, g in _chunks(x, dy, sums, partition.group):
-        grad = dy_part.to(accurate(x))
-        moment = _centered(x_part, _of_rois(center, g)).mul_(grad)
+    for memory, x_part, dy_part, out, g in _chunks(x, dy, sums, partition.group):
+        grad = _accurate(dy_part, memory[1])
+        moment = _centered(x_part, _of_rois(center, g), memory[0]).mul_(grad)
         for part, values in zip(out.unbind(1), (grad, moment), strict=True):
             part.copy_(_sum_positions(values))
     return segment_sum(sums.flatten(1), partition).view(-1, 2, x.shape[1])
@@ -185,11 +191,19 @@ def input_gradient(
         x, dy: (R, C, ...). group: (R,). gradient: shift and slope, (num_groups, 2, C).
     """
     dx = torch.empty_like(x)
-    for x_part, dy_part, dx_part, g in _chunks(x, dy, dx, group):
-        shift, slope = _of_rois(gradient, g).unbind(1)
-        out = _scaled(dy_part, _of_rois(by.scale, g), out=dx_part)
-        rest = _centered(x_part, _of_rois(by.center, g)).mul_(_expand(slope, x))
-        _store(out.sub_(rest.add_(_expand(shift, x))), dx_part)
+    for memory, x_part, dy_part, dx_part, g in _chunks(x, dy, dx, group):
+        scale = _expand(_of_rois(by.scale, g), x)
+        shift, slope = (_expand(t, x) for t in _of_rois(gradient, g).unbind(1))
+        rest = _centered(x_part, _of_rois(by.center, g), memory[0])
+        exact = dx_part.dtype == scale.dtype
+        if _channels_vary_fastest(x):
+            torch.addcmul(shift, rest, slope, out=rest)
+        else:
+            rest.mul_(slope).add_(shift)
+        grad = _accurate(dy_part, memory[1])
+        out = torch.mul(grad, scale, out=dx_part if exact else grad).sub_(rest)
+        if not exact:
+            dx_part.copy_(out)
     return dx
 
 
@@ -219,12 +233,11 @@ def _roi_moments(x: Tensor) -> tuple[Tensor, Tensor]:
         return mean.zero_(), m2.zero_()
     if positions == 1:
         return mean.copy_(x.view(x.shape[:2])), m2.zero_()
-    for x_part, mean_part, m2_part in _chunks(x, mean, m2):
+    for memory, x_part, mean_part, m2_part in _chunks(x, mean, m2):
         first = x_part
         while first.dim() > 2:
             first = first.select(2, 0)
-        first = first.to(accurate(x))
-        values = _centered(x_part, first)
+        values = _centered(x_part, first := first.to(accurate(x)), memory[0])
         mean_part.copy_(_sum_positions(values))
         m2_part.copy_(_sum_positions(values.square_()))
         m2_part.addcmul_(mean_part, mean_part, value=-1 / positions)
@@ -232,17 +245,23 @@ def _roi_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, m2.clamp_(min=0)
 
 
-def _chunks(x: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Cut x, and tensors with as many rows, into consecutive chunks of a cache-friendly size."""
+def _chunks(x: Tensor, *others: Tensor) -> Iterator[tuple[Any, ...]]:
+    """Cut x, and tensors with as many rows, into consecutive chunks of a cache-friendly size.
+
+    Each comes with memory for two temporaries like the chunk, in the dtype for arithmetic: asking
+    the system for a megabyte takes as long as computing one. None: there is a single chunk.
+    """
     if not x.numel():
         return
     row = x.shape[1:].numel() * torch.finfo(accurate(x)).bits // 8
     step = max(1, _CHUNK_BYTES.get(x.device.type, 1 << 20) // row)
     if step >= len(x):
-        yield x, *others
+        yield (None, None), x, *others
         return
+    memory = [torch.empty_like(x[:step], dtype=accurate(x)) for _ in range(2)]
     for start in range(0, len(x), step):
-        yield tuple(t[start : start + step] for t in (x, *others))
+        parts = tuple(t[start : start + step] for t in (x, *others))
+        yield tuple(t[: len(parts[0])] for t in memory), *parts
 
 
 def _of_rois(table: Tensor, group: Tensor) -> Tensor:
@@ -270,21 +289,20 @@ def _expand(t: Tensor, x: Tensor) -> Tensor:
     return t.view(*t.shape, *[1] * (x.dim() - 2)) if x.dim() > 2 else t
 
 
-def _centered(x: Tensor, center: Tensor, out: Tensor | None = None) -> Tensor:
-    """Return x - center in at least float32, in `out` where its dtype allows."""
+def _channels_vary_fastest(x: Tensor) -> bool:
+    """Whether one operation with two tensors of (R, C) is fast: along positions it is not."""
+    return x.dim() == 2 or x.stride(1) == 1
+
+
+def _centered(x: Tensor, center: Tensor, out: Tensor | None) -> Tensor:
+    """Return x - center in at least float32."""
     if x.dtype != center.dtype:  # converting first is faster than a subtraction of two dtypes
-        return x.to(center.dtype).sub_(_expand(center, x))
+        return _accurate(x, out).sub_(_expand(center, x))
     return torch.sub(x, _expand(center, x), out=out)
 
 
-def _scaled(x: Tensor, scale: Tensor, out: Tensor) -> Tensor:
-    """Return x * scale; dtypes as in `_centered`."""
-    if x.dtype != scale.dtype:
-        return x.to(scale.dtype).mul_(_expand(scale, x))
-    return torch.mul(x, _expand(scale, x), out=out)
-
-
-def _store(values: Tensor, out: Tensor) -> None:
-    """Round into `out`, unless the values were computed there."""
-    if values.dtype != out.dtype:
-        out.copy_(values)
+def _accurate(x: Tensor, out: Tensor | None) -> Tensor:
+    """Return x in the dtype for arithmetic: itself, or in `out`."""
+    if x.dtype == accurate(x) or out is None:
+        return x.to(accurate(x))
+    return out.copy_(x)
