@@ -151,14 +151,25 @@ def followed(name: str) -> Any:
 
 MEASURE = Measure(
     classification_error,
-    columns=tuple(Column(key, header, 1, at(key)) for key, header in ERRORS.items()),
+    columns=tuple(
+        Column(key, f"{words} (%)", 1, at(key), f"Top-1 error: {words}.")
+        for key, words in ERRORS.items()
+    ),
     options={"errors": []},
     check=check_classifier,
     reads=("TEST", "TRAIN"),
 )
 TRAINING_ERROR = Measure(
     followed("training_error"),
-    columns=(Column("training_error", "training, last part", 1, at("training")),),
+    columns=(
+        Column(
+            "training_error",
+            "training, last part (%)",
+            1,
+            at("training"),
+            "Top-1 error on the training batches as trained on, over the last part of training.",
+        ),
+    ),
     options={"share": 0.2},
     check=check_classifier,
     follow=lambda cfg, options: TrainingError(options["share"]),

@@ -32,7 +32,14 @@ def same_class_batches(images: Images, batch: int, workers: int) -> list[Images]
 MEASURE = Measure(
     same_class_error,
     columns=(
-        Column("val_same_class", "validation, mini-batches of one class", 1, at("val_same_class")),
+        Column(
+            "val_same_class",
+            "validation, mini-batches of one class (%)",
+            1,
+            at("val_same_class"),
+            "Top-1 error on validation images where each mini-batch holds one class, as in "
+            "training on batches of one class.",
+        ),
     ),
     check=check_classifier,
 )
