@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..benchmarks import gpu, head, kernels, layer, overhead, precise_bn, scaling, traffic, train
 from ..runtime.files import write_json
+from .parser import command_parser
 from .run import run_command
 
 # Each has HELP, add_arguments(parser) and run(args) -> (text to print, result for --json).
@@ -24,7 +25,8 @@ SUBCOMMANDS = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit code; see `run_command`."""
-    parser = argparse.ArgumentParser(description="Measure, and print a table.")
+    examples = ["layer --json layer.json", "precise-bn --help"]
+    parser = command_parser("benchmark", "Measure, and print a table.", examples)
     commands = parser.add_subparsers(required=True, metavar="WHAT")
     for name, module in SUBCOMMANDS.items():
         command = commands.add_parser(

@@ -1,7 +1,6 @@
 """`bn-detect data`: prepare datasets, and check datasets.
 
 bn-detect data neon-trees
-bn-detect data leaky-shapes --name leaky_shapes_zero --correlation 0
 bn-detect data import aquarium --images DIR --annotations train.json val.json --max-side 320
 bn-detect data corrupted --dataset neon_trees_val --corruption fog --severity 3
 bn-detect data check neon_trees_train coco_2017_val
@@ -29,6 +28,7 @@ from ..data.corrupted import corrupted_name
 from ..data.corruptions import SEVERITIES
 from ..data.prepared import default_root
 from ..data.registration import SPLITS
+from .parser import command_parser
 from .run import run_command
 
 
@@ -98,11 +98,12 @@ def import_modules(modules: Sequence[str]) -> None:
 
 def argument_parser() -> argparse.ArgumentParser:
     """Return the command line, with a subcommand for each kind of dataset that can be made."""
-    parser = argparse.ArgumentParser(
-        description="\n".join((__doc__ or "").splitlines()[2:]),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = command_parser(
+        "data",
+        "Prepare datasets, and check datasets.",
+        [line.removeprefix("bn-detect data ") for line in (__doc__ or "").splitlines()[2:]],
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
     layout = argparse.ArgumentDefaultsHelpFormatter
     for kind, row in DATASETS.items():
         if row.prepare is not None:

@@ -5,20 +5,23 @@ import sys
 from pathlib import Path
 
 from . import study
+from .parser import command_parser
 
 # The study, and its folder under --output.
 PARTS = {"trees": ("demo_trees.yaml", "trees"), "shapes": ("demo.yaml", "leakage")}
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="bn-detect demo",
-        description="Train a detector of trees under two normalization batches with two workers, "
-        "and show what it finds; then a leakage study of one seed.",
+    parser = command_parser(
+        "demo",
+        "Train a detector of trees under two normalization batches with two workers, and show "
+        "what it finds; then a leakage study of one seed.",
+        ["--only shapes", "--output /tmp/demo --options SOLVER.MAX_ITER 100"],
     )
-    parser.add_argument("--output", type=Path, default=Path("output/demo"))
-    parser.add_argument("--only", choices=PARTS, help="one of the two studies")
-    parser.add_argument("--options", nargs="+", default=[], metavar="KEY VALUE")
+    add = parser.add_argument
+    add("--output", type=Path, default=Path("output/demo"), metavar="DIR", help="%(default)s")
+    add("--only", choices=PARTS, help="one of the two studies")
+    add("--options", nargs="+", default=[], metavar="KEY VALUE", help="config keys of both")
     return parser
 
 

@@ -14,6 +14,7 @@ from ..runtime.checkpoint_file import add_trust_option
 from ..runtime.errors import RunFailed
 from ..runtime.files import write_atomically
 from ..runtime.folder_lock import sole_user
+from ..study.execution.pool import check_started_once
 from ..study.folders import check_folders
 from ..study.measures.domain_shift import check_images
 from ..study.measures.domain_table import tables
@@ -21,8 +22,9 @@ from ..study.plan import Arm, Study
 from ..study.report import write_report
 from ..study.results import Findings, collect
 from ..study.runs import plan_runs
+from .parser import command_parser
 from .run import run_command
-from .study import Planned, check_output, check_started_once, prepare, run_missing
+from .study import Planned, check_output, prepare, run_missing
 from .train import is_config_key
 
 DEFAULT_IMAGES = (10, 100, 1000)
@@ -30,12 +32,14 @@ ARM = "the checkpoint"
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="bn-detect domain-shift",
-        description="Evaluate a checkpoint on corrupted images under population statistics of the "
-        "training data, and of unlabelled images of each corruption. What was measured before "
-        "under the same --output is not measured again.",
-        usage="%(prog)s --config-file FILE --weights FILE.pth [options] [KEY VALUE ...]",
+    of = "--config-file FILE --weights FILE.pth"
+    parser = command_parser(
+        "domain-shift",
+        "Evaluate a checkpoint on corrupted images under population statistics of the training "
+        "data, and of unlabelled images of each corruption. What was measured before under the "
+        "same --output is not measured again.",
+        [f"{of} --corruptions fog --severity 5", f"{of} --num-images 10 1000 MODEL.DEVICE cpu"],
+        usage=f"{of} [options] [KEY VALUE ...]",
     )
     add = parser.add_argument
     add("--config-file", required=True, metavar="FILE")

@@ -26,6 +26,7 @@ from ..runtime.errors import CheckpointError
 from ..runtime.files import check_writable
 from ..runtime.launch import expected_world_size, launch, share_cores
 from ..runtime.weights_file import write_weights
+from .parser import command_parser
 from .run import run_command
 
 TIMEOUT = timedelta(minutes=30)
@@ -33,8 +34,16 @@ BUFFERS = ("running_mean", "running_var")
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description="Rewrite a checkpoint with PreciseBN statistics; all else in it is kept."
+    parser = command_parser(
+        "precise-bn",
+        "Rewrite a checkpoint with PreciseBN statistics; all else in it is kept.",
+        [
+            "--config-file FILE.yaml --weights IN.pth --output OUT.pth --num-iter 500",
+            "--config-file lazy.py --weights IN.pth --in-place model.roi_heads.num_classes=3",
+        ],
+        usage="--config-file FILE --weights IN.pth (--output OUT.pth | --in-place) [options] "
+        "[KEY VALUE ...]",
+        note="A config that ends in .py is a LazyConfig, which is executed: use those you trust.",
     )
     add = parser.add_argument
     add("--config-file", required=True, metavar="FILE")

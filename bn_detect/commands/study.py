@@ -5,7 +5,6 @@ import contextlib
 import dataclasses
 import importlib
 import math
-import os
 import shlex
 import sys
 import time
@@ -23,7 +22,14 @@ from ..runtime.files import read_json
 from ..runtime.folder_lock import sole_user
 from ..study.datasets import check_dataset_options, prepare_datasets
 from ..study.document import write_document
-from ..study.execution.pool import Group, default_jobs, environments, run_here
+from ..study.execution.only import find_run, run_alone
+from ..study.execution.pool import (
+    Group,
+    check_started_once,
+    default_jobs,
+    environments,
+    run_here,
+)
 from ..study.execution.slurm import run_on_cluster
 from ..study.folders import OR_FORCE, check_folders, forget, prepare_folders
 from ..study.plan import Study
@@ -34,6 +40,7 @@ from ..study.results import Findings, collect
 from ..study.runs import Run, plan_runs
 from ..study.settings import check_arm_classes
 from ..study.summary import table, verdicts
+from .parser import command_parser
 from .run import run_command
 
 COLLECT_SECONDS = 20.0  # between two results.json, which hold everything
@@ -53,10 +60,15 @@ class Planned:
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="bn-detect study",
-        description="Train the arms of studies, measure them and report, such as what leaks "
-        "through their BatchNorm. Started again, it goes on where it was.",
+    parser = command_parser(
+        "study",
+        "Train the arms of studies, measure them and report, such as what leaks through their "
+        "BatchNorm. Started again, it goes on where it was.",
+        [
+            "studies/demo.yaml --output out --seeds 3",
+            "given.yaml --config-file lazy.py --weights W --options model.roi_heads.num_classes=3",
+        ],
+        usage="FILE ... [options]",
     )
     add = parser.add_argument
     add("studies", nargs="*", metavar="FILE", help="such as configs/studies/demo.yaml")
@@ -65,14 +77,15 @@ def argument_parser() -> argparse.ArgumentParser:
         "--output",
         type=Path,
         metavar="DIR",
-        help="default: output/studies/NAME of the file; with several studies, each has DIR/NAME",
+        help="default: output/studies/NAME in the current folder; of several studies each has "
+        "DIR/NAME",
     )
     add(
         "--num-gpus",
         type=int,
         metavar="N",
-        help="GPUs of a run, or processes on CPU (default: the study's `workers`, or 1); of a "
-        "study with train: false, the GPUs that the checkpoint was trained on, while one is used",
+        help="GPUs of a run, or processes on CPU (default: the study's workers); with train: "
+        "false, the GPUs that the checkpoint was trained on, while one is used",
     )
     add("--seeds", type=int, metavar="K", help="runs per arm, in place of the study's number")
     add(
@@ -85,15 +98,12 @@ def argument_parser() -> argparse.ArgumentParser:
     add("--weights", metavar="W", help="the checkpoint, for a study with train: false")
     add_trust_option(parser)
     add("--config-file", metavar="C", help="in place of the study's base")
-    add(
-        "--options",
-        nargs="+",
-        default=[],
-        metavar="KEY VALUE",
-        help="config keys for all arms, after those of the study",
-    )
+    more = "config keys for all arms, after those of the study"
+    add("--options", nargs="+", default=[], metavar="KEY VALUE", help=more)
     add("--document", type=Path, metavar="FILE.md", help="write a document on the studies, too")
     add("--title", default="Studies", help="of the document")
+    alone = "do this run alone and write no report; a run without this reports"
+    add("--only", metavar="ARM/SEED", help=alone)
     add("--dry-run", action="store_true", help="print what would be done, and how long it takes")
     add("--force", action="store_true", help="delete the runs that are there and begin anew")
     return parser
@@ -153,24 +163,19 @@ def check(args: argparse.Namespace) -> list[Planned]:
         raise ValueError("name a study's file, such as configs/studies/demo.yaml")
     if len({Path(file).stem for file in files}) < len(files):
         raise ValueError(f"{' '.join(files)}: the names of the files must differ")
+    if args.only and (len(files) > 1 or args.launcher != "local"):
+        raise ValueError("--only is one run of one study, here")
     plans = [_planned(file, args, alone=len(files) == 1) for file in files]
+    if args.only:
+        (planned,) = plans
+        run = find_run(args.only, planned.study, planned.groups)
+        plans = [dataclasses.replace(planned, groups=[[run]])]
     groups = [group for planned in plans for group in planned.groups]
     args.jobs = args.jobs or (len(groups) if args.launcher == "slurm" else default_jobs(groups))
     args.jobs = min(args.jobs, len(groups))
     if args.launcher == "local" and not args.dry_run:
         environments(groups, args.jobs)
     return plans
-
-
-def check_started_once(num_gpus: int | None) -> None:
-    """Raise ValueError for a bad --num-gpus, and in one of several processes of torchrun."""
-    if num_gpus is not None:
-        check_number("--num-gpus", num_gpus)
-    if os.environ.get("WORLD_SIZE", "1") != "1":
-        raise ValueError(
-            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}: this command starts the workers of its "
-            "runs by itself; start it once, without torchrun, with --num-gpus"
-        )
 
 
 def _planned(file: str, args: argparse.Namespace, *, alone: bool) -> Planned:
@@ -210,6 +215,9 @@ def work(plans: list[Planned], args: argparse.Namespace, command: str) -> int:
         if args.force:
             print("--force: all of these are deleted first and done anew")
         return 0
+    if args.only:  # others may be at other runs of the study
+        prepare(plans[0], force=args.force)
+        return run_alone(*plans[0].runs)
     with contextlib.ExitStack() as stack:
         for planned in plans:
             stack.enter_context(sole_user(planned.output, "--output"))

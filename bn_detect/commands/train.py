@@ -27,6 +27,7 @@ from ..runtime.checkpointer import AtomicCheckpointer
 from ..runtime.files import write_json
 from ..runtime.folder_lock import sole_user
 from ..runtime.launch import expected_world_size, launch, share_cores
+from .parser import command_parser
 from .run import run_command
 
 CONFIG_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*")
@@ -34,8 +35,27 @@ CONFIG_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*")
 
 def argument_parser() -> argparse.ArgumentParser:
     """Return Detectron2's command line with the options of this package."""
-    parser = default_argument_parser()
-    parser.add_argument(
+    parser = command_parser(
+        "train",
+        "Train or evaluate a model.",
+        [
+            "--config-file FILE.yaml --num-gpus 8 --resume SOLVER.BASE_LR 0.01",
+            "--config-file lazy.py --eval-only train.init_checkpoint=model_final.pth",
+        ],
+        usage="--config-file FILE [options] [KEY VALUE ...]",
+        note="A config that ends in .py is a LazyConfig, which is executed: use those you trust.",
+    )
+    url = default_argument_parser().get_default("dist_url")
+    add = parser.add_argument
+    add("--config-file", default="", metavar="FILE", help="YAML, or a LazyConfig .py")
+    add("--resume", action="store_true", help="go on from the checkpoint in OUTPUT_DIR, if any")
+    add("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS; train nothing")
+    add("--num-gpus", type=int, default=1, metavar="N", help="of a machine (CPU: processes)")
+    add("--num-machines", type=int, default=1, metavar="N", help="default: %(default)s")
+    add("--machine-rank", type=int, default=0, metavar="N", help="of this machine, from 0")
+    add("--dist-url", default=url, metavar="tcp://HOST:PORT", help="of the first of several")
+    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys")
+    add(
         "--dist-timeout",
         type=float,
         default=1800.0,
@@ -43,7 +63,7 @@ def argument_parser() -> argparse.ArgumentParser:
         help="end with an error when a lost worker has not answered for this long "
         "(default: %(default)s)",
     )
-    parser.add_argument(
+    add(
         "--eval-stats",
         type=lambda kinds: kinds.replace(",", " ").split() or ["nothing"],
         metavar="KIND ...",

@@ -149,7 +149,7 @@ def test_a_config_of_detectron2(datasets, tmp_path, capsys):
     for more, said in (
         (["--dataset", "nothing"], "nothing"),
         (["MODEL.ROI_BN.BATCH", "half"], "MODEL.ROI_BN.BATCH"),
-        (["MODEL.ROI_HEADS.NUM_CLASSES", "3"], "roi_heads.box_predictor"),
+        (["MODEL.ROI_HEADS.NUM_CLASSES", "90"], "roi_heads.box_predictor"),
     ):
         assert main([*words.split(), "--output", str(tmp_path / "out"), *more]) == 2
         assert said in capsys.readouterr().err

@@ -23,10 +23,10 @@ optimizer, lr_multiplier = _cfg.optimizer, _cfg.lr_multiplier
 _names = os.environ.get("SMALL_LAZY_DATASETS", "coco_2017_train coco_2017_val").split()
 dataloader.train.dataset.names, dataloader.test.dataset.names = _names
 dataloader.train.total_batch_size, dataloader.train.num_workers = 2, 0
-dataloader.train.mapper.augmentations = dataloader.test.mapper.augmentations
 dataloader.train.mapper.use_instance_mask = False
 dataloader.train.mapper.recompute_boxes = False
 dataloader.test.mapper.augmentations[0].short_edge_length = 64
+dataloader.train.mapper.augmentations = dataloader.test.mapper.augmentations
 dataloader.test.num_workers = 0
 
 model.backbone.bottom_up.stem.norm = model.backbone.bottom_up.stages.norm = "FrozenBN"

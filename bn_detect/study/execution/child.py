@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import wait
@@ -46,6 +47,20 @@ def start(step: Step, folder: Path, log: Path, environment: Mapping[str, str]) -
     with mock.patch.dict(os.environ, _AT_IMPORT):
         process.start()
     return process
+
+
+def ask_to_end(seconds: float) -> None:
+    """Ask all processes that `start` made here to end, and wait so many seconds at most.
+
+    A training ends after its iteration, with a checkpoint; anything else ends at once.
+    """
+    running, deadline = multiprocessing.active_children(), time.monotonic() + seconds
+    for process in running:
+        if process.pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGTERM)
+    for process in running:
+        process.join(max(0.0, deadline - time.monotonic()))
 
 
 def kill(process: BaseProcess) -> None:

@@ -7,11 +7,15 @@ from collections.abc import Callable, Generator, Sequence
 
 import torch
 
+from ...runtime.signals import Interrupted
+from ..reading import check_number
 from ..runs import Run
+from .child import ask_to_end
 from .execute import execute
 
 POLL_SECONDS = 0.05
 WATCH_SECONDS = 1.0
+END_SECONDS = 20.0  # schedulers kill 30 seconds after their signal
 
 Group = Sequence[Run]  # done one after the other
 
@@ -19,6 +23,23 @@ Group = Sequence[Run]  # done one after the other
 def cores() -> int:
     """Return how many cores of this machine this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check_started_once(num_gpus: int | None) -> None:
+    """Raise ValueError for a bad --num-gpus, and in one of several processes of torchrun."""
+    if num_gpus is not None:
+        check_number("--num-gpus", num_gpus)
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ValueError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}: this command starts the workers of its "
+            "runs by itself; start it once, without torchrun, with --num-gpus"
+        )
+    nodes = os.environ.get("SLURM_JOB_NUM_NODES", "1")
+    if nodes != "1":
+        raise ValueError(
+            f"SLURM_JOB_NUM_NODES is {nodes}, but the workers of a run are on one machine: ask "
+            "for --nodes 1, and do several runs by several jobs, with --only"
+        )
 
 
 def default_jobs(groups: Sequence[Group]) -> int:
@@ -56,7 +77,8 @@ def environments(groups: Sequence[Group], jobs: int) -> list[dict[str, str]]:
 def run_here(groups: Sequence[Group], jobs: int, watch: Callable[[], None]) -> None:
     """Do all groups, `jobs` of them at once; call `watch` once a second and at the end.
 
-    However this ends, no process that it started is left.
+    However this ends, no process that it started is left. Trainings that are interrupted write a
+    checkpoint first, if they can within `END_SECONDS`.
     """
     slots = environments(groups, jobs)
     waiting = deque(groups)
@@ -75,6 +97,9 @@ def run_here(groups: Sequence[Group], jobs: int, watch: Callable[[], None]) -> N
                 watched = time.monotonic()
             time.sleep(POLL_SECONDS)
         watch()
+    except (KeyboardInterrupt, Interrupted):
+        ask_to_end(END_SECONDS)
+        raise
     finally:
         for work in active.values():
             work.close()

@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from ..runs import Run
+from .child import ask_to_end
 from .pool import Group, in_turn
 
 POLL_SECONDS = 2.0
-HOURS = 48  # a job's limit; SBATCH_TIMELIMIT overrides it
+MINUTES = 48 * 60  # a job's limit; SBATCH_TIMELIMIT overrides it
+TIME_LIMITS = 100  # that a job may reach, and be queued again
+SIGNAL_SECONDS = 120  # before its end a job is told of it
 CORES_PER_WORKER = 4  # they load the images
 
 
@@ -21,7 +24,8 @@ def run_on_cluster(
     The study's folder must be on a file system that the nodes share. Partition, account, time limit
     and the like are taken from sbatch's variables: SBATCH_PARTITION, SBATCH_ACCOUNT and so on. Jobs
     go on when this process ends; a job whose run another one is at waits for it, and repeats
-    nothing.
+    nothing. A job at its time limit, or preempted, writes a checkpoint, is queued again, and goes
+    on from there.
 
     Args:
         folder: for submitit's own files.
@@ -32,8 +36,12 @@ def run_on_cluster(
         ValueError: submitit or Slurm is not there.
     """
     executor = _executor(folder, groups[0][0], cluster)
-    with executor.batch():
-        jobs = [executor.submit(run_group, group) for group in groups]
+    try:
+        with executor.batch():
+            jobs = [executor.submit(GroupJob(), group) for group in groups]
+    except Exception as error:  # of submitit: what sbatch said
+        text = " ".join(str(error).split())
+        raise ValueError(f"--launcher {cluster}: the jobs were refused: {text:.500}") from error
     waiting = dict(zip(jobs, groups, strict=True))
     while waiting:
         for job in [job for job in waiting if job.done()]:
@@ -44,10 +52,19 @@ def run_on_cluster(
         time.sleep(POLL_SECONDS)
 
 
-def run_group(group: Group) -> None:
-    """Do the runs of a group, as a job on the cluster."""
-    for _ in in_turn(group, {}):
-        time.sleep(POLL_SECONDS)
+class GroupJob:
+    """Do the runs of a group, as a job on the cluster, which may be ended and queued again."""
+
+    def __call__(self, group: Group) -> None:
+        for _ in in_turn(group, {}):
+            time.sleep(POLL_SECONDS)
+
+    def checkpoint(self, group: Group) -> Any:
+        """Called by submitit at the time limit: let trainings write theirs; say what to repeat."""
+        import submitit
+
+        ask_to_end(SIGNAL_SECONDS / 2)
+        return submitit.helpers.DelayedSubmission(self, group)
 
 
 def _executor(folder: Path, run: Run, cluster: str) -> Any:
@@ -58,16 +75,19 @@ def _executor(folder: Path, run: Run, cluster: str) -> Any:
             "--launcher slurm needs submitit: pip install submitit, or bn_detect[slurm]"
         ) from error
     try:
-        executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
+        executor = submitit.AutoExecutor(
+            folder=folder, cluster=cluster, slurm_max_num_timeout=TIME_LIMITS
+        )
     except RuntimeError as error:  # sbatch is not found
         raise ValueError(f"--launcher {cluster}: {error}") from error
     executor.update_parameters(
         name=folder.parent.name,
-        timeout_min=60 * HOURS,
+        timeout_min=MINUTES,
         nodes=1,
         tasks_per_node=1,
         cpus_per_task=CORES_PER_WORKER * run.processes,
         gpus_per_node=run.processes if run.on_gpu else 0,
+        slurm_signal_delay_s=SIGNAL_SECONDS,
     )
     return executor
 

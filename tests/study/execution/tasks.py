@@ -31,3 +31,8 @@ def look(folder: Path) -> None:
     """Write what a step sees of its surroundings."""
     seen = f"{os.environ.get('MARK')} {'WORLD_SIZE' in os.environ} {os.getsid(0) == os.getpid()}"
     (folder / "seen").write_text(seen)
+
+
+def stay_whatever_comes(folder: Path) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    stay(folder)
