@@ -117,7 +117,7 @@ def _torchvision(args: argparse.Namespace) -> Subject:
 
     if not args.coco_folder:
         raise ValueError("--torchvision needs --coco-folder, with images as it was trained on")
-    model = load_detector(
+    model: Any = load_detector(
         args.torchvision,
         args.weights,
         num_classes=args.num_classes,

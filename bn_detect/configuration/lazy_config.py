@@ -50,8 +50,14 @@ _DERIVED = {
     "TEST.EVAL_PERIOD": "train.eval_period",
 }
 # Keys of this package's config that have their effect with a LazyConfig as well.
-_OWN = ("TEST.PRECISE_BN.", "MODEL.ROI_BN.VIRTUAL_WORKERS", "MODEL.ROI_BN.FREEZE_")
-_OWN += ("MODEL.ROI_BN.LOG_STATS", "DATASETS.", "DATALOADER.SAMPLER_TRAIN")
+_OWN = (
+    "DATALOADER.SAMPLER_TRAIN",
+    "DATASETS.",
+    "MODEL.ROI_BN.FREEZE_",
+    "MODEL.ROI_BN.LOG_STATS",
+    "MODEL.ROI_BN.VIRTUAL_WORKERS",
+    "TEST.PRECISE_BN.",
+)
 _OF_THE_MACHINE = ("device", "output_dir", "num_workers")
 
 
@@ -133,7 +139,7 @@ def _written(value: Any) -> str:
 
 def _load(file: str, overrides: Sequence[str]) -> DictConfig:
     try:
-        tree = LazyConfig.load(file)
+        tree: DictConfig = LazyConfig.load(file)
     except Exception as error:  # it is a program
         text = " ".join(str(error).split())
         advice = ""

@@ -44,7 +44,11 @@ def find_run(name: str, study: Study, groups: Sequence[Group]) -> Run:
 def run_alone(run: Run) -> int:
     """Do what is missing of a run; return the exit code."""
     with closing(Progress([run])) as progress:
-        run_here([[run]], 1, lambda: progress.update() and None)
+
+        def watch() -> None:
+            progress.update()
+
+        run_here([[run]], 1, watch)
     if run.measured:
         print(f"{run.label}: measured in {run.folder}; the study without --only reports")
         return 0

@@ -39,9 +39,9 @@ def run_on_cluster(
     try:
         with executor.batch():
             jobs = [executor.submit(GroupJob(), group) for group in groups]
-    except Exception as error:  # of submitit: what sbatch said
-        text = " ".join(str(error).split())
-        raise ValueError(f"--launcher {cluster}: the jobs were refused: {text:.500}") from error
+    except Exception as refused:  # of submitit: what sbatch said
+        text = " ".join(str(refused).split())
+        raise ValueError(f"--launcher {cluster}: the jobs were refused: {text:.500}") from refused
     waiting = dict(zip(jobs, groups, strict=True))
     while waiting:
         for job in [job for job in waiting if job.done()]:
