@@ -6,7 +6,6 @@ from pathlib import Path
 
 from detectron2.engine import HookBase
 from detectron2.utils import comm
-from matplotlib.figure import Figure
 from torch import nn
 
 from ..layers import RoIBatchNorm2d
@@ -131,6 +130,8 @@ def roi_bn_layers(model: nn.Module) -> dict[str, RoIBatchNorm2d]:
 
 def draw_statistics(records: dict[str, list[list]], path: Path) -> None:
     """Draw a panel per layer: the channel's mean over iterations, by kind of statistics."""
+    from matplotlib.figure import Figure  # a third of a second that every start would wait
+
     figure = Figure(figsize=(7, 2.2 * len(records)))  # not pyplot: no window, no backend chosen
     axes = figure.subplots(len(records), 1, sharex=True, squeeze=False)
     styles: dict[str, dict[str, float]] = {"minibatch": {"lw": 0.6, "alpha": 0.6}}
