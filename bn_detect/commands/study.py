@@ -18,12 +18,13 @@ from detectron2.config import CfgNode
 
 from ..data import check_uses, register_derived
 from ..runtime.checkpoint_file import add_trust_option
+from ..runtime.files import read_json
 from ..runtime.folder_lock import sole_user
 from ..study.datasets import check_dataset_options, prepare_datasets
 from ..study.document import write_document
 from ..study.execution.pool import Group, default_jobs, environments, run_here
 from ..study.execution.slurm import run_on_cluster
-from ..study.folders import OR_FORCE, check_folders, forget, prepare_folders, read_json
+from ..study.folders import OR_FORCE, check_folders, forget, prepare_folders
 from ..study.plan import Study
 from ..study.progress import Progress, plan_table
 from ..study.reading import MOST_SEEDS, check_number, read_study

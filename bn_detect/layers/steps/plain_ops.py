@@ -7,7 +7,7 @@ nothing of its size is allocated beyond the result. Every sum has a fixed order.
 
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -15,32 +15,10 @@ from torch import Tensor
 
 from ...distributed.collectives import all_reduce_sum
 from ..partition import Partition
+from .numbers import Coefficients, GroupStatistics
 
-# A few temporaries of one chunk stay in a core's cache on CPU, and keep a GPU busy.
+# Temporaries of one chunk stay in a core's cache on CPU, and keep a GPU busy.
 _CHUNK_BYTES = {"cpu": 1 << 20, "cuda": 1 << 25}
-
-
-class GroupStatistics(NamedTuple):
-    """Moments of each group over all ranks that it spans.
-
-    mean, var: (num_groups, C), var biased (divided by count); count: (num_groups,) int64, values
-    per channel (RoIs x positions). An empty group has 0 everywhere.
-    """
-
-    mean: Tensor
-    var: Tensor
-    count: Tensor  # type: ignore[assignment]  # it hides tuple.count, which nobody needs
-
-
-class Coefficients(NamedTuple):
-    """The numbers that normalize each group, (x - center) * scale + bias; (num_groups, C) each.
-
-    invstd: 1 / sqrt(variance + eps), so scale is invstd * weight.
-    """
-
-    center: Tensor
-    invstd: Tensor
-    scale: Tensor
 
 
 def statistics(x: Tensor, partition: Partition, dtype: torch.dtype) -> GroupStatistics:
@@ -55,10 +33,8 @@ def statistics(x: Tensor, partition: Partition, dtype: torch.dtype) -> GroupStat
     mean = segment_sum(roi_mean, partition).div_(partition.divisor)
     between = roi_mean.sub_(_of_rois(mean, partition.group))
     m2 = segment_sum(m2.addcmul_(between, between, value=positions), partition)
-    if partition.process_group is None:
-        count, divisor = partition.sizes * positions, partition.divisor * max(1, positions)
-    else:
-        count = partition.sizes * positions
+    count, divisor = partition.sizes * positions, partition.divisor * max(1, positions)
+    if partition.process_group is not None:
         count, mean, m2 = merge_over_ranks(count, mean, m2, partition.process_group)
         divisor = count.clamp(min=1)[:, None]
     var = torch.div(m2, divisor, out=torch.empty_like(m2, dtype=dtype))
@@ -74,9 +50,8 @@ def merge_over_ranks(
     """
     n = count.double()[:, None]
     packed = torch.cat([n, n * mean, m2 + n * mean.square()], dim=1)
-    n, total, square = all_reduce_sum(packed, process_group).split(
-        [1, mean.shape[1], mean.shape[1]], dim=1
-    )
+    sizes = [1, mean.shape[1], mean.shape[1]]
+    n, total, square = all_reduce_sum(packed, process_group).split(sizes, dim=1)
     mean = total / n.clamp(min=1)
     return n[:, 0].round().long(), mean, (square - n * mean.square()).clamp(min=0)
 
@@ -114,13 +89,7 @@ def normalize(x: Tensor, group: Tensor, by: Coefficients, bias: Tensor | None) -
     for memory, x_part, y_part, g in _chunks(x, y, group):
         exact = y_part.dtype == by.center.dtype
         out = _centered(x_part, _of_rois(by.center, g), y_part if exact else memory[0])
-        scale = _expand(_of_rois(by.scale, g), x)
-        if bias is not None and _channels_vary_fastest(x):
-            torch.addcmul(_expand(bias, x), out, scale, out=out)
-        else:
-            out.mul_(scale)
-            if bias is not None:
-                out.add_(_expand(bias, x))
+        _scale_and_shift(out, _of_rois(by.scale, g), bias)
         if not exact:
             y_part.copy_(out)
     return y
@@ -139,8 +108,8 @@ def gradient_sums(x: Tensor, dy: Tensor, partition: Partition, center: Tensor) -
     for memory, x_part, dy_part, out, g in _chunks(x, dy, sums, partition.group):
         grad = _accurate(dy_part, memory[1])
         moment = _centered(x_part, _of_rois(center, g), memory[0]).mul_(grad)
-        for part, values in zip(out.unbind(1), (grad, moment), strict=True):
-            part.copy_(_sum_positions(values))
+        out[:, 0].copy_(_sum_positions(grad))
+        out[:, 1].copy_(_sum_positions(moment))
     return segment_sum(sums.flatten(1), partition).view(-1, 2, x.shape[1])
 
 
@@ -192,15 +161,11 @@ def input_gradient(
     """
     dx = torch.empty_like(x)
     for memory, x_part, dy_part, dx_part, g in _chunks(x, dy, dx, group):
-        scale = _expand(_of_rois(by.scale, g), x)
-        shift, slope = (_expand(t, x) for t in _of_rois(gradient, g).unbind(1))
         rest = _centered(x_part, _of_rois(by.center, g), memory[0])
+        shift, slope = _of_rois(gradient, g).unbind(1)
+        _scale_and_shift(rest, slope, shift)
+        grad, scale = _accurate(dy_part, memory[1]), _expand(_of_rois(by.scale, g), x)
         exact = dx_part.dtype == scale.dtype
-        if _channels_vary_fastest(x):
-            torch.addcmul(shift, rest, slope, out=rest)
-        else:
-            rest.mul_(slope).add_(shift)
-        grad = _accurate(dy_part, memory[1])
         out = torch.mul(grad, scale, out=dx_part if exact else grad).sub_(rest)
         if not exact:
             dx_part.copy_(out)
@@ -248,8 +213,8 @@ def _roi_moments(x: Tensor) -> tuple[Tensor, Tensor]:
 def _chunks(x: Tensor, *others: Tensor) -> Iterator[tuple[Any, ...]]:
     """Cut x, and tensors with as many rows, into consecutive chunks of a cache-friendly size.
 
-    Each comes with memory for two temporaries like the chunk, in the dtype for arithmetic: asking
-    the system for a megabyte takes as long as computing one. None: there is a single chunk.
+    Each comes with memory for two temporaries like it in the dtype for arithmetic, for to get a
+    megabyte takes as long as to compute one; with None where there is a single chunk.
     """
     if not x.numel():
         return
@@ -260,8 +225,8 @@ def _chunks(x: Tensor, *others: Tensor) -> Iterator[tuple[Any, ...]]:
         return
     memory = [torch.empty_like(x[:step], dtype=accurate(x)) for _ in range(2)]
     for start in range(0, len(x), step):
-        parts = tuple(t[start : start + step] for t in (x, *others))
-        yield tuple(t[: len(parts[0])] for t in memory), *parts
+        rows = slice(start, min(start + step, len(x)))
+        yield [t[: rows.stop - start] for t in memory], *(t[rows] for t in (x, *others))
 
 
 def _of_rois(table: Tensor, group: Tensor) -> Tensor:
@@ -289,9 +254,15 @@ def _expand(t: Tensor, x: Tensor) -> Tensor:
     return t.view(*t.shape, *[1] * (x.dim() - 2)) if x.dim() > 2 else t
 
 
-def _channels_vary_fastest(x: Tensor) -> bool:
-    """Whether one operation with two tensors of (R, C) is fast: along positions it is not."""
-    return x.dim() == 2 or x.stride(1) == 1
+def _scale_and_shift(values: Tensor, scale: Tensor, shift: Tensor | None) -> None:
+    """Make of values (R, C, ...), in place, values * scale + shift, (R, C) or (C,) each."""
+    scale = _expand(scale, values)
+    if shift is None:
+        values.mul_(scale)
+    elif values.dim() == 2 or values.stride(1) == 1:  # where the channel varies fastest
+        torch.addcmul(_expand(shift, values), values, scale, out=values)
+    else:
+        values.mul_(scale).add_(_expand(shift, values))
 
 
 def _centered(x: Tensor, center: Tensor, out: Tensor | None) -> Tensor:
@@ -303,6 +274,4 @@ def _centered(x: Tensor, center: Tensor, out: Tensor | None) -> Tensor:
 
 def _accurate(x: Tensor, out: Tensor | None) -> Tensor:
     """Return x in the dtype for arithmetic: itself, or in `out`."""
-    if x.dtype == accurate(x) or out is None:
-        return x.to(accurate(x))
-    return out.copy_(x)
+    return x.to(accurate(x)) if x.dtype == accurate(x) or out is None else out.copy_(x)

@@ -27,10 +27,9 @@ from ...engine.trainer import BNTrainer
 from ...population.undisturbed import undisturbed
 from ...runtime.checkpointer import AtomicCheckpointer
 from ...runtime.errors import RunFailed
-from ...runtime.files import write_json
+from ...runtime.files import read_json, write_json
 from ...runtime.launch import launch, share_cores
 from ...runtime.signals import Interrupted
-from ..folders import read_json
 from ..measures.metrics import read_metrics, seconds_per_iteration
 from ..measures.registry import MEASURES
 from ..measures.subject import Subject
