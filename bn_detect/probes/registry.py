@@ -13,7 +13,7 @@ from .decompose import decomposition
 from .figures.bars import DECOMPOSITION, FLIPS, LAYERS, SWAP, ProbeFigure, bits_of_all_layers
 from .jacobian import cross_roi_jacobian
 from .statistics import statistics_probe
-from .swap import companion_swap
+from .swaps.swap import companion_swap
 
 
 @dataclass(frozen=True)

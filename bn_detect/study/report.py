@@ -57,13 +57,14 @@ def _render(findings: Findings, figures: dict[str, Path]) -> str:
     )
     headers, rows = cells(findings, "\n")
     found = Leaks(findings)
-    probed = any(leak is not None for leak in found.found.values())
+    probed = bool(found.answers)
     failures = [(n, failure) for n, arm in findings.arms.items() for failure in arm["failed"]]
     return environment.get_template("report.html.j2").render(
         study=findings.study,
         versions=findings.versions,
         command=findings.command,
-        leaks=[(a, found.found[a], found.sentence(a)) for a in findings.arms] if probed else [],
+        leaks=[(a, found.kind(a), found.sentence(a)) for a in findings.arms] if probed else [],
+        note=found.note,
         claims=claims(findings),
         headers=headers,
         rows=rows,
