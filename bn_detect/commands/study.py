@@ -18,12 +18,13 @@ from detectron2.config import CfgNode
 
 from ..data import check_uses, register_derived
 from ..runtime.checkpoint_file import add_trust_option
+from ..runtime.files import read_json
 from ..runtime.folder_lock import sole_user
 from ..study.datasets import check_dataset_options, prepare_datasets
 from ..study.document import write_document
 from ..study.execution.pool import Group, default_jobs, environments, run_here
 from ..study.execution.slurm import run_on_cluster
-from ..study.folders import check_folders, forget, prepare_folders, read_json
+from ..study.folders import OR_FORCE, check_folders, forget, prepare_folders
 from ..study.plan import Study
 from ..study.progress import Progress, plan_table
 from ..study.reading import MOST_SEEDS, check_number, read_study
@@ -182,14 +183,14 @@ def _planned(file: str, args: argparse.Namespace, *, alone: bool) -> Planned:
     groups = plan_runs(study, output, weights=args.weights, trust=trust, here=here)
     planned = Planned(study, output, groups)
     if not args.force:
-        check_folders(planned.runs)
+        check_folders(planned.runs, OR_FORCE)
     return planned
 
 
 def check_output(study: Study, output: Path) -> None:
     """Raise ValueError where a folder holds the results of another study, or something else."""
     path = output / "results.json"
-    kept = read_json(path, "use another --output")
+    kept = read_json(path)
     there = kept.get("study") if path.exists() else {"name": study.name}
     if not isinstance(there, dict) or "name" not in there:
         raise ValueError(f"{path} holds no results of a study; use another --output")

@@ -163,8 +163,10 @@ def claims(findings: Findings) -> list[tuple[str, str, str]]:
         if gap is None:
             lines.append((claim["claim"], "not measured", ""))
             continue
+        column = findings.columns[claim["higher"]["column"]][1]
+        unit = column.unit.replace("%", "points")
         why = "" if gap.low > 0 or len(gap.values) == 1 else claim["otherwise"]
-        numbers = f"({gap.cell(sign='+')}). {why}".rstrip()
+        numbers = f"({gap.cell(column.digits, '+')} {unit}). {why}".rstrip()
         lines.append((claim["claim"], _answer(gap, sure), numbers))
     return lines
 

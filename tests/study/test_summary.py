@@ -50,11 +50,11 @@ def test_table_has_what_was_measured():
     }
     findings = Findings(study(arms))
     headers, rows = cells(findings)
-    assert headers[:3] == ["arm", "seeds", "box AP"] and "mask AP" not in headers
+    assert headers[:3] == ["arm", "seeds", "box AP (%)"] and "mask AP (%)" not in headers
     by_header = [dict(zip(headers, row, strict=True)) for row in rows]
-    assert by_header[0]["box AP"] == "30.0 ± 0.0 [30.0, 30.0]"
+    assert by_header[0]["box AP (%)"] == "30.0 ± 0.0 [30.0, 30.0]"
     assert by_header[0]["swap (nats)"].startswith("0.200 ± 0.141 [")
-    assert by_header[0]["bits in statistics"].startswith("0.400 ")  # the layer with most
+    assert by_header[0]["classes in statistics (bits)"].startswith("0.400 ")  # the layer with most
     assert by_header[0]["box AP, reference"] == "30.7"
     assert [row["seeds"] for row in by_header] == ["2", "0 (1 failed)", "not run"]
     for tablefmt in ("simple", "github"):
@@ -125,6 +125,6 @@ def test_claims_are_paired_by_seed():
         "one seed decides nothing",
         "not measured",
     ]
-    assert answers[0][1] == "(+1.0 [+0.8, +1.2])."
+    assert answers[0][1] == "(+1.0 [+0.8, +1.2] points)."
     assert answers[1][1].endswith("Perhaps.") and not answers[3][1].endswith("Perhaps.")
     assert "small above large: seen (+1.0" in verdicts(findings)

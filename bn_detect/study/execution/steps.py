@@ -24,9 +24,8 @@ from ...configuration.settings import check_weights
 from ...data import ClassificationMapper, register_derived
 from ...distributed.neighbours import neighbours
 from ...engine.trainer import BNTrainer
-from ...runtime.files import write_atomically, write_json
+from ...runtime.files import read_json, write_atomically, write_json
 from ...runtime.launch import launch, share_cores
-from ..folders import read_json
 from ..measures.registry import MEASURES
 from .measuring import measure  # noqa: F401 - the other step
 
