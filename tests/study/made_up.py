@@ -68,8 +68,11 @@ def study(arms: dict[str, dict], **settings) -> dict:
     return {
         "schema": 2,
         "study": {**named, "arms": listed, **settings},
+        "command": "bn-detect study made_up.yaml",
         "versions": {"torch": "2.0", "git commit": 40 * "a"},
-        "arms": {name: {"runs": [], "failed": [], **arm} for name, arm in arms.items()},
+        "arms": {
+            name: {"runs": [], "failed": [], "reference": {}, **arm} for name, arm in arms.items()
+        },
     }
 
 
