@@ -97,6 +97,7 @@ def measure(folder: Path) -> None:
     measurements = Measurements(folder)
     measurements.write()
     missing = [name for name in measurements.run["measure"] if measurements.missing(name)]
+    missing.sort(key=lambda name: not MEASURES[name].first)
     processes = measurements.run["processes"]
     shared = [name for name in missing if processes > 1 and MEASURES[name].every_worker]
     alone = [name for name in missing if name not in shared]
