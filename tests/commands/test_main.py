@@ -27,7 +27,10 @@ def test_every_subcommand_has_a_help(name, capsys, monkeypatch):
     with pytest.raises(SystemExit) as end:
         main([name, "--help"])
     assert end.value.code == 0
-    assert f"usage: bn-detect {name}" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"usage: bn-detect {name}" in printed
+    assert len(printed.splitlines()) <= 40  # a screen
+    assert printed.partition("examples:")[2].count(f"bn-detect {name} ") >= 2
 
 
 def test_without_detectron2(monkeypatch, capsys):

@@ -16,7 +16,7 @@ from tests.modeling.small import CLASSES, KINDS
 from tests.population.snapshot import Snapshot
 
 from .models import EVERY, TORCHVISION, batches, detector
-from .test_swap import assert_exactly_0
+from .swaps.test_swap import assert_exactly_0
 
 BN_LAYERS = {"cascade": 2, "c4": 10, **dict.fromkeys([*TORCHVISION, "converted"], 4)}
 
