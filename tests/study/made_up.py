@@ -53,6 +53,10 @@ def run(arm: str, seed: int, *, swap: float, ap: float, image: float = 0.0, flip
             "classes": [HOSTILE, "b"],
             "classification": swaps,
             "flip_rate": interval(swap / 2),
+            "label_leakage": {"all": interval(swap / 2)},
+            "image_dependence": {"all": interval(-0.05)},
+            "rois": 640,
+            "images": 160,
             "flips": list(flips),
             "per_roi": readings(swap, image),
         },
@@ -85,8 +89,11 @@ def study(arms: dict[str, dict], **settings) -> dict:
     return {
         "schema": 2,
         "study": {**named, "arms": listed, **settings},
+        "command": "bn-detect study made_up.yaml",
         "versions": {"torch": "2.0", "git commit": 40 * "a"},
-        "arms": {name: {"runs": [], "failed": [], **arm} for name, arm in arms.items()},
+        "arms": {
+            name: {"runs": [], "failed": [], "reference": {}, **arm} for name, arm in arms.items()
+        },
     }
 
 

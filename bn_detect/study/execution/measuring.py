@@ -179,7 +179,8 @@ def run_config(folder: Path, run: dict[str, Any], processes: int) -> CfgNode:
     for module in run["imports"]:
         importlib.import_module(module)
     options = ["OUTPUT_DIR", str(folder)]
-    settings = argparse.Namespace(config_file=str(folder / "settings.yaml"), opts=options)
+    file = str(folder / "settings.yaml")
+    settings = argparse.Namespace(config_file=file, opts=options, made_here=True)
     cfg = BNTrainer.auto_scale_workers(read_config(settings), run["workers"]).clone()
     cfg.defrost()
     cfg.SOLVER.REFERENCE_WORLD_SIZE = 0
