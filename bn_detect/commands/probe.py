@@ -13,10 +13,9 @@ from torch import nn
 
 from ..layers import NormalizationBatch
 from ..layers.batches.registry import BATCHES
-from ..probes import companion_swap, own_batch
+from ..probes import SwapReport, companion_swap, own_batch
 from ..probes.adapters import find_head
 from ..probes.registry import PROBES
-from ..probes.swap_report import SwapReport
 from ..runtime.checkpoint_file import add_trust_option
 from ..runtime.files import check_writable, write_atomically, write_json
 from .parser import command_parser
