@@ -6,16 +6,27 @@ Needs torch alone, and the library of the detector that is probed (see `adapters
 from typing import Any
 
 from .decompose import DecompositionReport, DecompositionRow, decomposition
+from .estimation_shift import LayerShift, ShiftReport, estimation_shift
 from .intervals import Contrast, Interval
 from .jacobian import JacobianReport, cross_roi_jacobian
+from .mixing import MixedRow, MixingReport, mixed_statistics
 from .probing import own_batch
 from .registry import PROBES, Probe
 from .statistics import LayerBits, StatisticsReport, statistics_probe
+from .swaps.adversarial import AdversarialReport, adversarial_swap
 from .swaps.report import Dependence, Swap, SwapReport, SwapRow
 from .swaps.swap import companion_swap
 from .swaps.targets import FlipExample
 
 __all__ = [
+    "mixed_statistics",
+    "MixingReport",
+    "MixedRow",
+    "estimation_shift",
+    "ShiftReport",
+    "LayerShift",
+    "adversarial_swap",
+    "AdversarialReport",
     "PROBES",
     "Contrast",
     "DecompositionReport",

@@ -115,7 +115,7 @@ def decomposition(
     precise = _precise_statistics(model, population_loader, population_batches)
     tallies: dict[tuple[str, str], _Tally] = {}
     with probing(model, partition, seed) as (head, groups), torch.no_grad():
-        population = {name: value.clone() for name, value in _buffers(head).items()}
+        population = {name: value.clone() for name, value in buffers_of(head).items()}
         for split, loader in loaders.items():
             of_split = {kind: _Tally(head) for kind in STATISTICS}
             tallies |= {(split, kind): tally for kind, tally in of_split.items()}
@@ -127,7 +127,7 @@ def decomposition(
                     continue
                 all_rois = torch.arange(len(rois))
                 for kind, buffers in (("population", {}), ("precise", precise)):
-                    _load(head, population | buffers)
+                    load_buffers(head, population | buffers)
                     with on_population_statistics(head):
                         logits = head(rois.features).logits
                     of_split[kind].add(rois, all_rois, logits)
@@ -187,10 +187,11 @@ def _precise_statistics(model: nn.Module, loader: Iterable[Any], num_batches: in
         update_population_stats(
             model, loader, num_batches, modules=tracked, forward=head.forward_model
         )
-        return {name: value.clone() for name, value in _buffers(head).items()}
+        return {name: value.clone() for name, value in buffers_of(head).items()}
 
 
-def _buffers(head: RoIHead) -> Buffers:
+def buffers_of(head: RoIHead) -> Buffers:
+    """Return the buffers of the head's BN layers by name."""
     return {
         f"{name}.{key}": buffer
         for name, layer in head.bn_layers.items()
@@ -198,6 +199,7 @@ def _buffers(head: RoIHead) -> Buffers:
     }
 
 
-def _load(head: RoIHead, values: Buffers) -> None:
-    for name, buffer in _buffers(head).items():
+def load_buffers(head: RoIHead, values: Buffers) -> None:
+    """Set the buffers of the head's BN layers."""
+    for name, buffer in buffers_of(head).items():
         buffer.copy_(values[name])

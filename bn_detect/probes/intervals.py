@@ -13,6 +13,7 @@ import numpy as np
 Array = np.ndarray[Any, np.dtype[Any]]
 
 RESAMPLES = 2000
+LEAST_IMAGES = 8  # of a test
 CONFIDENCE = 0.95
 LEVEL = (1 - CONFIDENCE) / 2  # of one-sided tests
 FOUND = 2.802  # 1.960 + 0.842 standard errors: one-sided 2.5%, 80% power
@@ -37,7 +38,8 @@ class Contrast(Interval):
     """A mean difference, tested against 0.
 
     Attributes:
-        p: one-sided p-value of a difference above 0, by the bootstrap; at least 1 / 2001.
+        p: one-sided p-value of a difference above 0, by the bootstrap; at least 1 / 2001. NaN with
+            fewer than 8 images, on which a bootstrap proves nothing; `detectable`, too.
         detectable: the smallest true difference that would be found in 4 of 5 such measurements.
         rois, images: how many were measured.
     """
@@ -79,9 +81,11 @@ def contrast(
 ) -> Contrast:
     """Test whether paired differences are above 0 on average; arguments as of `bootstrap`."""
     mean, draws = _resampled(differences, images, weights, seed)
-    p = float((1 + (draws <= 0).sum()) / (1 + len(draws))) if len(draws) else math.nan
-    detectable = FOUND * float(draws.std()) if len(draws) else math.nan
     number = len(set(images))
+    p = detectable = math.nan
+    if len(draws) and number >= LEAST_IMAGES:
+        p = float((1 + (draws <= 0).sum()) / (1 + len(draws)))
+        detectable = FOUND * float(draws.std())
     return Contrast(mean, *_percentiles(draws), p, detectable, len(differences), number)
 
 

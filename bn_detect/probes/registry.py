@@ -6,13 +6,25 @@ A new probe is one file and one row here. A study finds its measures of a run's 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ..reporting.columns import Column, at
 from .decompose import decomposition
-from .figures.bars import DECOMPOSITION, FLIPS, LAYERS, SWAP, ProbeFigure, bits_of_all_layers
+from .estimation_shift import estimation_shift
+from .figures.bars import (
+    DECOMPOSITION,
+    FLIPS,
+    LAYERS,
+    SWAP,
+    ProbeFigure,
+    bits_of_all_layers,
+    shift_of_layer,
+)
 from .jacobian import cross_roi_jacobian
+from .mixing import mixed_statistics
 from .statistics import statistics_probe
+from .swaps.adversarial import adversarial_swap
 from .swaps.swap import companion_swap
 
 
@@ -125,5 +137,64 @@ PROBES: dict[str, Probe] = {
         figures=(DECOMPOSITION,),
         splits=("TRAIN", "TEST"),
         arguments=("population_loader", "population_batches", "evaluate"),
+    ),
+    "adversarial_swap": Probe(
+        adversarial_swap,
+        images=160,  # a search for each target
+        columns=(
+            Column(
+                "worst",
+                "worst companions (nats)",
+                3,
+                at("worst"),
+                "By how much a RoI's classification loss rises under the worst companions of other "
+                "images that a search finds: an upper bound on what companions can do.",
+            ),
+            Column(
+                "worst flips",
+                "flipped by the worst (share)",
+                3,
+                at("worst_flip_rate"),
+                "Share of RoIs whose predicted class changes under the worst companions.",
+            ),
+        ),
+    ),
+    "mixed_statistics": Probe(
+        mixed_statistics,
+        images=480,
+        columns=(
+            Column(
+                "best alpha",
+                "best alpha (share)",
+                2,
+                at("best"),
+                "Share of the mini-batch in the statistics that gives training images the least "
+                "loss at inference; the rest are population statistics.",
+            ),
+            Column(
+                "mixing gain",
+                "gain of mixing (nats)",
+                3,
+                at("gain"),
+                "By how much that lowers a RoI's classification loss on validation images, against "
+                "population statistics alone.",
+            ),
+        ),
+        splits=("TRAIN", "TEST"),
+    ),
+    "estimation_shift": Probe(
+        estimation_shift,
+        images=480,
+        columns=tuple(
+            Column(
+                f"shift, {place} layer",
+                f"estimation shift, {place} layer (%)",
+                1,
+                partial(shift_of_layer, number),
+                f"How far the population means of the head's {place} BN layer are from the means "
+                "of its input at inference, in percent of a standard deviation.",
+            )
+            for place, number in (("first", 0), ("last", -1))
+        ),
     ),
 }

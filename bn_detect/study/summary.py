@@ -66,7 +66,7 @@ class Leaks:
         self._findings = findings
         judged = answers(findings.by_arm("companion_swap"))
         self.answers = {arm: all_ for arm, all_ in judged.items() if any(a.seeds for a in all_)}
-        tests = sum(a.seeds > 0 for each in self.answers.values() for a in each)
+        tests = sum(not math.isnan(a.p) for each in self.answers.values() for a in each)
         self.note = (
             "Label leakage, image dependence and dependence on the number of foreground RoIs are "
             "told apart by different swaps of the same RoIs (docs/probes.md). The verdicts rest on "
@@ -81,20 +81,20 @@ class Leaks:
         found = self.answers.get(arm)
         if found is None:
             return "not probed"
-        unknown = [a.question.thing for a in found if not a.seeds]
+        unknown = [a.question.thing for a in found if math.isnan(a.p)]
         return phrase([a.question.thing for a in found if a.read], unknown)
 
     def kind(self, arm: str) -> str:
         """Return "leaks", "image" (it depends on the image alone), "clean" or "unknown"."""
         found = self.answers.get(arm)
-        if found is None or not found[0].seeds:
+        if found is None or math.isnan(found[0].p):
             return "unknown"
         read = [a.question for a in found if a.read]
         return "leaks" if any(q.cheating for q in read) else "image" if read else "clean"
 
     def sentence(self, arm: str) -> str:
         """Return the verdict on an arm with its numbers, and the arms that repair it."""
-        found = [a for a in self.answers.get(arm, ()) if a.seeds]
+        found = [a for a in self.answers.get(arm, ()) if not math.isnan(a.p)]
         if not found:
             return self.verdict(arm)
         parts = [_numbers(answer) for answer in found]

@@ -106,3 +106,10 @@ def test_holm():
     assert holm([0.009, 0.009, 0.009]) == [False, False, False]
     assert holm([0.02, nan, nan]) == [True, False, False] and holm([]) == []
     assert holm([0.03], level=0.05) == [True]
+
+
+def test_a_few_images_prove_nothing():
+    """Eight images are the fewest on which differences are tested."""
+    few, enough = (contrast([1.0] * n, range(n)) for n in (7, 8))
+    assert few.mean == 1 and math.isnan(few.p) and math.isnan(few.detectable)
+    assert enough.p < 0.001

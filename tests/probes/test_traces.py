@@ -9,9 +9,12 @@ from torch import nn
 
 from bn_detect.layers import RoIBatchNorm2d
 from bn_detect.probes import (
+    adversarial_swap,
     companion_swap,
     cross_roi_jacobian,
     decomposition,
+    estimation_shift,
+    mixed_statistics,
     probing,
     statistics_probe,
 )
@@ -33,6 +36,9 @@ PROBES: dict[str, Callable] = {
         population_loader=data,
         population_batches=len(data),
     ),
+    "adversarial_swap": lambda model, data: adversarial_swap(model, data, len(data)),
+    "mixed_statistics": lambda model, data: mixed_statistics(model, {"train": data}, len(data)),
+    "estimation_shift": lambda model, data: estimation_shift(model, data, len(data)),
 }
 MODELS = {
     "images": ("box", {"batch": "images"}),

@@ -38,6 +38,13 @@ def bits_of_all_layers(report: Mapping[str, Any]) -> float | None:
     return next((float(row["bits"]) for row in report.get("all_layers", ())), None)
 
 
+def shift_of_layer(number: int, report: Mapping[str, Any]) -> float | None:
+    """Return the estimation shift of the means of a layer, in percent of a standard deviation."""
+    layers = report.get("layers")
+    mean = layers[number]["mean"] if layers else None
+    return None if mean is None else 100 * float(mean)
+
+
 def _swap(reports: Reports) -> "Figure | None":
     change = Column("", "", 3, at("classification", "change"))
     null = Column("", "", 3, at("classification", "null"))

@@ -1,5 +1,6 @@
 """The report of a companion swap: means over RoIs with their intervals, and the verdict."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -170,7 +171,7 @@ def _verdict(found: Sequence[Dependence]) -> str:
     """
     rejected = holm([dependence.all.p for dependence in found])
     read = [q.thing for q, rejects in zip(QUESTIONS, rejected, strict=True) if rejects]
-    unknown = [q.thing for q, d in zip(QUESTIONS, found, strict=True) if not d.all.rois]
+    unknown = [q.thing for q, d in zip(QUESTIONS, found, strict=True) if math.isnan(d.all.p)]
     return phrase(read, unknown)
 
 

@@ -80,9 +80,9 @@ def companion_swap(
     flips: list[tuple[Target, FlipExample]] = []
     first_image = 0
     with probing(model, partition, seed) as (head, groups), torch.no_grad():
-        batches = _with_foreign(head, loader, num_batches, min(foreign_batches, num_batches - 1))
+        batches = with_foreign(head, loader, num_batches, min(foreign_batches, num_batches - 1))
         for step, (rois, again, foreign) in enumerate(batches):
-            weights = _draw_targets(rois, targets_per_image, generator)
+            weights = draw_targets(rois, targets_per_image, generator)
             swaps = Swaps(rois, again, foreign, generator, seed + step)
             for group in groups(rois, step):
                 own: Outputs | None = None
@@ -113,7 +113,7 @@ def companion_swap(
     return swap_report(targets, flips, head.background, seed)
 
 
-def _with_foreign(
+def with_foreign(
     head: RoIHead, loader: Iterable[Any], num_batches: int, foreign_batches: int
 ) -> Iterator[tuple[RoIs, RoIs, Sequence[RoIs]]]:
     """Yield two samples of each batch's RoIs, with those of the batches after it.
@@ -138,7 +138,7 @@ def _with_foreign(
         yield ready()
 
 
-def _draw_targets(rois: RoIs, per_image: int, generator: torch.Generator) -> dict[int, float]:
+def draw_targets(rois: RoIs, per_image: int, generator: torch.Generator) -> dict[int, float]:
     """Draw targets and map the index of each to its weight.
 
     The weight is the number of RoIs of its image and kind, divided by the targets among them.

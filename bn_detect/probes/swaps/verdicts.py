@@ -150,7 +150,7 @@ def _answer(question: Question, reports: Sequence[Mapping[str, Any]]) -> Answer:
     pooled = contrast(differences, images, weights)
     over_images = Interval(pooled.mean, pooled.low, pooled.high)
     error = pooled.detectable / FOUND
-    if len(means) < 2:
+    if len(means) < 2 or math.isnan(pooled.p):
         over_seeds, p, freedom = None, pooled.p, math.inf
     else:
         from scipy import stats

@@ -26,4 +26,11 @@ MEASURES: dict[str, Measure] = {
     "moving_averages": averages.MEASURE,
     "domain_shift": domain_shift.MEASURE,
 }
-DEFAULT = ("evaluation", *probes.MEASURES)  # of a study that names none
+# Of a study that names none.
+DEFAULT = (
+    "evaluation",
+    "companion_swap",
+    "cross_roi_jacobian",
+    "statistics_probe",
+    "decomposition",
+)
