@@ -95,7 +95,7 @@ def _draw(results: Results) -> "Figure | None":
 MEASURE = Measure(
     followed("same_class_error"),
     columns=(Column("val_same_class", ERRORS[2], 1, partial(_last, 2)),),
-    figures=(Picture("same_class_curves", "Errors over training: mean and 95% interval.", _draw),),
+    figures=(Picture("curves", "Errors over training: mean and 95% interval.", _draw),),
     check=check_classifier,
     reads=("TEST", "TRAIN"),
     follow=_follow,
