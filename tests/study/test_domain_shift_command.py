@@ -10,6 +10,7 @@ from detectron2.modeling import build_model
 from bn_detect.commands import domain_shift as command
 from bn_detect.configuration.reading import read_config
 from bn_detect.runtime.checkpointer import AtomicCheckpointer
+from tests.helpers.schema import misfits
 from tests.helpers.train_net import REPOSITORY, TINY
 
 
@@ -51,6 +52,7 @@ def test_a_run_that_goes_on(arguments, tmp_path, capsys):
         assert (out / name).stat().st_size > 0
     assert (out / "domain_shift.md").read_text().strip() in printed
     assert "over 1 corruptions" in printed  # named twice, it counts once
+    assert misfits(json.loads((out / "results.json").read_text())) == []
     path = out / "runs/the_checkpoint/seed_1/measurements.json"
     content = json.loads(path.read_text())
     cells = {k: v for k, v in content["measures"]["domain_shift"].items() if " under " in k}

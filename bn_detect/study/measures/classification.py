@@ -115,7 +115,14 @@ def precise_key(number: int) -> str:
 def _pass_columns(options: Options) -> tuple[Column, ...]:
     keys = {number: precise_key(number) for number in options["precise_batches"]}
     return tuple(
-        Column(key, f"PreciseBN in batches of {number}", 1, at(key), shown=False)
+        Column(
+            key,
+            f"PreciseBN in batches of {number} (%)",
+            1,
+            at(key),
+            f"Top-1 error on validation images after a PreciseBN pass in batches of {number}.",
+            shown=False,
+        )
         for number, key in keys.items()
     )
 
@@ -172,7 +179,10 @@ def followed(name: str) -> Any:
 
 MEASURE = Measure(
     classification_error,
-    columns=tuple(Column(key, header, 1, at(key)) for key, header in ERRORS.items()),
+    columns=tuple(
+        Column(key, f"{words} (%)", 1, at(key), f"Top-1 error: {words}.")
+        for key, words in ERRORS.items()
+    ),
     columns_for=_pass_columns,
     options={"errors": [], "precise_batches": []},
     check=check_classifier,
@@ -180,7 +190,15 @@ MEASURE = Measure(
 )
 TRAINING_ERROR = Measure(
     followed("training_error"),
-    columns=(Column("training_error", "training, last part", 1, at("training")),),
+    columns=(
+        Column(
+            "training_error",
+            "training, last part (%)",
+            1,
+            at("training"),
+            "Top-1 error on the training batches as trained on, over the last part of training.",
+        ),
+    ),
     options={"share": 0.2},
     check=check_classifier,
     follow=lambda cfg, options: TrainingError(options["share"]),

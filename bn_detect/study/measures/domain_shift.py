@@ -116,8 +116,11 @@ def _columns(options: Options) -> tuple[Column, ...]:
     def value(key: str, result: Result) -> float | None:
         return score(result[key])[1] if key in result else None
 
-    keys = [cell.key for cell in plan(options)]
-    return tuple(Column(key, key, 1, partial(value, key), shown=False) for key in keys)
+    means = "AP, or of a classifier top-1 error, of the evaluated images under these statistics."
+    return tuple(
+        Column(cell.key, f"{cell.key} (%)", 1, partial(value, cell.key), means, shown=False)
+        for cell in plan(options)
+    )
 
 
 MEASURE = Measure(

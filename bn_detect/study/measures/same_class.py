@@ -94,7 +94,16 @@ def _draw(results: Results) -> "Figure | None":
 
 MEASURE = Measure(
     followed("same_class_error"),
-    columns=(Column("val_same_class", ERRORS[2], 1, partial(_last, 2)),),
+    columns=(
+        Column(
+            "val_same_class",
+            f"{ERRORS[2]} (%)",
+            1,
+            partial(_last, 2),
+            "Top-1 error on validation images where each mini-batch holds one class, as in "
+            "training on batches of one class.",
+        ),
+    ),
     figures=(Picture("curves", "Errors over training: mean and 95% interval.", _draw),),
     check=check_classifier,
     reads=("TEST", "TRAIN"),
