@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""The paper's other experiments on digits: `bn-detect study` with the studies digits_*.yaml."""
+"""The paper's other experiments on digits: `bn-detect study` with seven studies."""
 
 import sys
 from pathlib import Path
@@ -7,9 +7,10 @@ from pathlib import Path
 from bn_detect.commands.main import main
 
 STUDIES = Path(__file__).parents[1] / "configs" / "studies"
-NAMES = ("sizes", "averages", "domains", "same_class")
+RENDERED = ("sizes", "averages", "same_class")
+NAMES = (*(f"rendered_{n}" for n in RENDERED), *(f"digits_{n}" for n in (*RENDERED, "domains")))
 TITLE = "Batch size, moving averages, domains and same-class batches, on digits"
 
 if __name__ == "__main__":
-    files = [str(STUDIES / f"digits_{name}.yaml") for name in NAMES]
+    files = [str(STUDIES / f"{name}.yaml") for name in NAMES]
     sys.exit(main(["study", *files, "--title", TITLE, *sys.argv[1:]]))

@@ -53,7 +53,7 @@ def _facts(studies: list[dict]) -> str:
     return (
         f"{len(runs)} runs, {seeds} seeds, {seconds:.0f} seconds of training and measuring in all "
         f"({os.uname().machine}). Numbers are means over the seeds ± their standard deviation with "
-        'Student\'s 95% interval; differences are paired by seed. "Seen" says that the interval of '
-        "the difference lies above 0. This file is written by `bn-detect study ... --document` "
-        "from what it measured."
+        'Student\'s 95% interval; differences are paired by seed. "Seen" says that a '
+        "difference is above 0 after Holm's correction over the claims of its study. This file is "
+        "written by `bn-detect study ... --document` from what it measured."
     )

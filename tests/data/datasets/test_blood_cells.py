@@ -163,3 +163,19 @@ def test_the_manifest_lists_photographs_and_labels():
     numbers = {Path(p).stem for p in sums if p.startswith("Label/")}
     assert numbers == {Path(p).stem for p in sums if p.startswith("Dataset/")}
     assert "LICENSE" in sums
+
+
+def test_crops_are_single_cells_by_class(source, tmp_path):
+    options = {"block": 2, "val_fraction": 0.5, "most": 10, "source": str(source)}
+    assert prepare_dataset("blood_cell_crops", options, root=tmp_path)
+    folder = tmp_path / "blood_cell_crops"
+    files = {split: sorted((folder / split).glob("*/*.png")) for split in ("train", "val")}
+    assert len(files["train"]) + len(files["val"]) == 2 * 10
+    blocks = {s: {int(p.name.split("_")[0]) // 2 for p in each} for s, each in files.items()}
+    assert not blocks["train"] & blocks["val"]
+    for each in files.values():
+        assert {path.parent.name for path in each} == set(CLASSES[:2])  # on both sides
+        image = np.asarray(Image.open(each[0]))
+        assert image.shape == (64, 64, 3)
+        assert abs(int(image[32, 32, 1]) - 80) < 10 and abs(int(image[2, 2, 1]) - 190) < 10
+    register_dataset("blood_cell_crops")
