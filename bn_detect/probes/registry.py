@@ -8,7 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..reporting.columns import Column, at
+from ..layers import STATISTICS
+from ..reporting.columns import Column, Result, Value, at
 from .decompose import decomposition
 from .figures.bars import DECOMPOSITION, FLIPS, LAYERS, SWAP, ProbeFigure, bits_of_all_layers
 from .jacobian import cross_roi_jacobian
@@ -40,6 +41,17 @@ class Probe:
     arguments: tuple[str, ...] = ()
 
 
+def _of_row(split: str, kind: str, field: str) -> Callable[[Result], Value | None]:
+    """Return what looks up a field of the decomposition's row of these images and statistics."""
+
+    def value(result: Result) -> Value | None:
+        rows = (r for r in result.get("rows", ()) if (r["split"], r["statistics"]) == (split, kind))
+        row = next(rows, None)
+        return row and row[field]
+
+    return value
+
+
 PROBES: dict[str, Probe] = {
     "companion_swap": Probe(
         companion_swap,
@@ -50,6 +62,13 @@ PROBES: dict[str, Probe] = {
             Column("flips", "flipped", 3, at("flip_rate")),
             Column("label leakage", "label leakage (nats)", 3, at("label_leakage", "all")),
             Column("image dependence", "image dependence (nats)", 3, at("image_dependence", "all")),
+            Column(
+                "foreground label leakage",
+                "label leakage, foreground (nats)",
+                3,
+                at("label_leakage", "foreground"),
+                shown=False,
+            ),
         ),
         figures=(SWAP, FLIPS),
     ),
@@ -67,6 +86,16 @@ PROBES: dict[str, Probe] = {
     "decomposition": Probe(
         decomposition,
         images=480,
+        columns=tuple(
+            Column(
+                f"{kind} {key}", f"{header}, {kind}", 3, _of_row("val", kind, field), shown=False
+            )
+            for key, header, field in (
+                ("loss", "RoI loss (class)", "loss"),
+                ("accuracy", "accuracy, foreground RoIs", "foreground_accuracy"),
+            )
+            for kind in STATISTICS
+        ),
         figures=(DECOMPOSITION,),
         splits=("TRAIN", "TEST"),
         arguments=("population_loader", "population_batches", "evaluate"),
