@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 from detectron2.utils.events import EventStorage
 from fvcore.nn.precise_bn import update_bn_stats
-from matplotlib.figure import Figure
 from tabulate import tabulate
 from torch import Tensor, nn
 
 from ..population.bn_layers import select_bn_layers
 from ..population.moments import Moments, moments
 from ..population.precise_bn import update_population_stats
+from ..reporting.drawing import COLOURS, new_figure
 from .measuring import interleaved, ratios, spread
 from .subjects import detector_batch, generated_images, neon_detector, resnet18
 
@@ -234,11 +234,11 @@ def _error_table(errors: list[Errors]) -> str:
 
 
 def _draw(errors: list[Errors], path: Path) -> None:
-    figure = Figure(figsize=(5 * len(errors), 4))
+    figure = new_figure(5 * len(errors), 4)
     for axis, e in zip(figure.subplots(1, len(errors), squeeze=False)[0], errors, strict=True):
-        axis.loglog(e.samples, e.mean, "o-", label="mean, in sigma")
-        axis.loglog(e.samples, e.worst_mean, "o:", label="mean, worst layer")
-        axis.loglog(e.samples, e.log_var, "s-", label="log variance")
+        axis.loglog(e.samples, e.mean, "o-", color=COLOURS[0], label="mean, in sigma")
+        axis.loglog(e.samples, e.worst_mean, "o:", color=COLOURS[0], label="mean, worst layer")
+        axis.loglog(e.samples, e.log_var, "s-", color=COLOURS[1], label="log variance")
         root = [e.mean[0] * (e.samples[0] / n) ** 0.5 for n in e.samples]
         axis.loglog(e.samples, root, "k--", lw=0.8, label="1 / sqrt(samples)")
         axis.axhline(e.ema, color="gray", lw=0.8, label="mean, moving average")

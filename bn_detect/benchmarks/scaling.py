@@ -6,11 +6,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from matplotlib.figure import Figure
 from tabulate import tabulate
 from torch import Tensor
 
 from ..layers import NormalizationBatch, RoIBatchNorm2d, RoILayout, grouped_batch_norm
+from ..reporting.drawing import COLOURS, new_figure
 from .measuring import default_device, interleaved, peak_bytes, spread, waiting_for
 
 HELP = "time and memory as RoIs, groups and virtual workers grow"
@@ -109,13 +109,14 @@ def _by_workers(rois: int, workers: int, device: torch.device) -> Callable[[], N
 
 def _draw(points: list[Point], path: Path) -> None:
     axes = list(dict.fromkeys(p.axis for p in points))
-    figure = Figure(figsize=(4.2 * len(axes), 3.6))
+    figure = new_figure(4.2 * len(axes), 3.6)
     for plot, axis in zip(figure.subplots(1, len(axes)), axes, strict=True):
         here = [p for p in points if p.axis == axis]
         values = [p.value for p in here]
         middle = [sorted(p.ms)[len(p.ms) // 2] for p in here]
-        plot.plot(values, middle, "o-", label="time, ms")
-        plot.plot(values, [p.extra for p in here], "s--", label="memory beyond y and dx, MB")
+        plot.plot(values, middle, "o-", color=COLOURS[0], label="time, ms")
+        memory = [p.extra for p in here]
+        plot.plot(values, memory, "s--", color=COLOURS[1], label="memory beyond y and dx, MB")
         if axis.startswith("RoIs"):
             scale = middle[-1] / values[-1]
             plot.plot(values, [scale * v for v in values], "k:", lw=1, label="linear")

@@ -16,14 +16,16 @@ from pathlib import Path
 import yaml
 from detectron2.config import CfgNode
 
+from ..configuration.lazy_config import in_two
 from ..data import check_uses, register_derived
 from ..runtime.checkpoint_file import add_trust_option
+from ..runtime.files import read_json
 from ..runtime.folder_lock import sole_user
 from ..study.datasets import check_dataset_options, prepare_datasets
 from ..study.document import write_document
 from ..study.execution.pool import Group, default_jobs, environments, run_here
 from ..study.execution.slurm import run_on_cluster
-from ..study.folders import check_folders, forget, prepare_folders, read_json
+from ..study.folders import OR_FORCE, check_folders, forget, prepare_folders
 from ..study.plan import Study
 from ..study.progress import Progress, plan_table
 from ..study.reading import MOST_SEEDS, check_number, read_study
@@ -128,9 +130,10 @@ def configured(file: str, args: argparse.Namespace) -> Study:
 
 
 def _with_options(study: Study, words: list[str]) -> Study:
-    if len(words) % 2:
+    pairs = [part for word in words for part in in_two(word)]
+    if len(pairs) % 2:
         raise ValueError(f"--options: {words[-1]!r} is left over; there must be KEY VALUE pairs")
-    options = dict(zip(words[::2], words[1::2], strict=True))
+    options = dict(zip(pairs[::2], pairs[1::2], strict=True))
     arms = tuple(dataclasses.replace(a, options=a.options | options) for a in study.arms)
     return dataclasses.replace(study, options=study.options | options, arms=arms)
 
@@ -182,14 +185,14 @@ def _planned(file: str, args: argparse.Namespace, *, alone: bool) -> Planned:
     groups = plan_runs(study, output, weights=args.weights, trust=trust, here=here)
     planned = Planned(study, output, groups)
     if not args.force:
-        check_folders(planned.runs)
+        check_folders(planned.runs, OR_FORCE)
     return planned
 
 
 def check_output(study: Study, output: Path) -> None:
     """Raise ValueError where a folder holds the results of another study, or something else."""
     path = output / "results.json"
-    kept = read_json(path, "use another --output")
+    kept = read_json(path)
     there = kept.get("study") if path.exists() else {"name": study.name}
     if not isinstance(there, dict) or "name" not in there:
         raise ValueError(f"{path} holds no results of a study; use another --output")

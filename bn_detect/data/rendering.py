@@ -5,6 +5,8 @@ is the contrast and brightness of an image that mini-batch statistics of few ima
 what the paper shows on photographs about the normalization batch size shows on rendered digits.
 """
 
+import functools
+import math
 import zlib
 from pathlib import Path
 from typing import Any
@@ -86,10 +88,19 @@ class Rendering:
         return x * self._std + self._mean
 
     def _move(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        angle, scale, shear, right, down = (
-            (torch.rand(5, generator=generator) * 2 - 1) * self.affine
-        ) * torch.tensor([ROTATION, SCALE, SHEAR, SHIFT, SHIFT])
-        cos, sin, scale = angle.cos(), angle.sin(), scale.exp()
-        rows = [cos * scale, (shear - sin) * scale, right, sin * scale, cos * scale, down]
-        grid = F.affine_grid(torch.stack(rows).view(1, 2, 3), [1, *x.shape], align_corners=False)
-        return F.grid_sample(x[None], grid, align_corners=False)[0]
+        drawn = ((torch.rand(5, generator=generator) * 2 - 1) * self.affine).tolist()
+        spreads = (ROTATION, SCALE, SHEAR, SHIFT, SHIFT)
+        angle, scale, shear, right, down = (d * s for d, s in zip(drawn, spreads, strict=True))
+        cos, sin, scale = math.cos(angle), math.sin(angle), math.exp(scale)
+        columns = [[cos * scale, sin * scale], [(shear - sin) * scale, cos * scale], [right, down]]
+        height, width = x.shape[1:]
+        grid = _positions(height, width) @ torch.tensor(columns)
+        return F.grid_sample(x[None], grid.view(1, height, width, 2), align_corners=False)[0]
+
+
+@functools.lru_cache(maxsize=8)
+def _positions(height: int, width: int) -> Tensor:
+    """Return x, y (the edges of the image are at -1 and 1) and 1 of each pixel: (H W, 3)."""
+    y, x = (torch.arange(0.5, n) * (2 / n) - 1 for n in (height, width))
+    y, x = torch.meshgrid(y, x, indexing="ij")
+    return torch.stack([x, y, torch.ones_like(x)], 2).view(-1, 3)

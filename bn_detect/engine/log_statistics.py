@@ -6,13 +6,13 @@ from pathlib import Path
 
 from detectron2.engine import HookBase
 from detectron2.utils import comm
-from matplotlib.figure import Figure
 from torch import nn
 
 from ..layers import RoIBatchNorm2d
 from ..layers.statistics import STATISTICS
 from ..population.precise_bn import update_population_stats
 from ..population.undisturbed import kept_buffers
+from ..reporting.drawing import new_figure, style
 from ..runtime.files import write_json
 
 KINDS = STATISTICS
@@ -131,14 +131,14 @@ def roi_bn_layers(model: nn.Module) -> dict[str, RoIBatchNorm2d]:
 
 def draw_statistics(records: dict[str, list[list]], path: Path) -> None:
     """Draw a panel per layer: the channel's mean over iterations, by kind of statistics."""
-    figure = Figure(figsize=(7, 2.2 * len(records)))  # not pyplot: no window, no backend chosen
+    figure = new_figure(7, 2.2 * len(records))
     axes = figure.subplots(len(records), 1, sharex=True, squeeze=False)
-    styles: dict[str, dict[str, float]] = {"minibatch": {"lw": 0.6, "alpha": 0.6}}
     for axis, (name, rows) in zip(axes[:, 0], records.items(), strict=True):
         iterations = [row[0] for row in rows]
         for column, kind in enumerate(KINDS, start=1):
             values = [float("nan") if row[column] is None else row[column] for row in rows]
-            axis.plot(iterations, values, label=kind, marker=".", **styles.get(kind, {"lw": 1.5}))
+            width = 0.6 if kind == "minibatch" else 1.5
+            axis.plot(iterations, values, label=kind, marker=".", lw=width, **style(kind))
         axis.set_title(name, fontsize=8, loc="left")
         axis.set_ylabel("mean")
     axes[0, 0].legend(fontsize=8, ncols=3)

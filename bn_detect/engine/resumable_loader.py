@@ -95,14 +95,18 @@ class _SeededSamples(Dataset):
         self._dataset, self._mapper = dataset, mapper
         self._seed, self._rank = seed, comm.get_rank()
 
-    def __getitem__(self, sample: Sample) -> dict:
-        iteration, position, index = sample
-        with random_numbers_from([self._seed, self._rank, position]):
-            for further in range(len(self._dataset)):
-                image = self._dataset[(index + further) % len(self._dataset)]
-                mapped = self._mapper({**image, "step": (self._seed, iteration)})
-                if mapped is not None:
-                    return mapped
+    def __getitems__(self, samples: list[Sample]) -> list[dict]:
+        """Return a batch; all of it in one call, since saving the generators' states is slow."""
+        with _kept_random_numbers():
+            return [self._mapped(*sample) for sample in samples]
+
+    def _mapped(self, iteration: int, position: int, index: int) -> dict:
+        _seed_generators([self._seed, self._rank, position])
+        for further in range(len(self._dataset)):
+            image = self._dataset[(index + further) % len(self._dataset)]
+            mapped = self._mapper({**image, "step": (self._seed, iteration)})
+            if mapped is not None:
+                return mapped
         raise ValueError("the dataset mapper returned None for every image of the training set")
 
 
@@ -120,19 +124,22 @@ def _obey_only_the_parent(_) -> None:
 
 
 @contextlib.contextmanager
-def random_numbers_from(key: Sequence[int]) -> Iterator[None]:
-    """Seed Python's, NumPy's and PyTorch's (CPU) generators from `key`; restore them after."""
+def _kept_random_numbers() -> Iterator[None]:
+    """Restore the states of Python's, NumPy's and PyTorch's (CPU) generators at the end."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    seed = int(np.random.SeedSequence(key).generate_state(1)[0])
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.default_generator.manual_seed(seed)
     try:
         yield
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])
         torch.set_rng_state(states[2])
+
+
+def _seed_generators(key: Sequence[int]) -> None:
+    seed = int(np.random.SeedSequence(key).generate_state(1)[0])
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)
 
 
 def build_resumable_train_loader(cfg: CfgNode, mapper: Callable):

@@ -14,7 +14,7 @@ from .decompose import decomposition
 from .figures.bars import DECOMPOSITION, FLIPS, LAYERS, SWAP, ProbeFigure, bits_of_all_layers
 from .jacobian import cross_roi_jacobian
 from .statistics import statistics_probe
-from .swap import companion_swap
+from .swaps.swap import companion_swap
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Probe:
         figures: what it adds to a study's report.
         splits: of DATASETS, whose images it probes. Where there are several, `function` takes a
             mapping of "train" and "val" to loaders.
+        first: whether a study takes it before anything else, since it gives the verdict in seconds.
         arguments: what else `function` takes, of "population_loader", "population_batches" and
             "evaluate" (see `decomposition`).
     """
@@ -39,6 +40,7 @@ class Probe:
     figures: tuple[ProbeFigure, ...] = ()
     splits: tuple[str, ...] = ("TEST",)
     arguments: tuple[str, ...] = ()
+    first: bool = False
 
 
 def _of_row(split: str, kind: str, field: str) -> Callable[[Result], Value | None]:
@@ -57,30 +59,84 @@ PROBES: dict[str, Probe] = {
         companion_swap,
         images=480,
         columns=(
-            Column("swap", "swap (nats)", 3, at("classification", "change")),
-            Column("null", "resampled (nats)", 3, at("classification", "null")),
-            Column("flips", "flipped", 3, at("flip_rate")),
-            Column("label leakage", "label leakage (nats)", 3, at("label_leakage", "all")),
-            Column("image dependence", "image dependence (nats)", 3, at("image_dependence", "all")),
+            Column(
+                "swap",
+                "swap (nats)",
+                3,
+                at("classification", "change"),
+                "By how much a RoI's classification loss rises when its companions in the batch "
+                "are swapped for RoIs of other images.",
+            ),
+            Column(
+                "null",
+                "resampled (nats)",
+                3,
+                at("classification", "null"),
+                "By how much the same loss rises when the companions are other RoIs of their own "
+                "images, which tells what resampling alone does.",
+            ),
+            Column(
+                "flips",
+                "flipped (share)",
+                3,
+                at("flip_rate"),
+                "Share of RoIs whose predicted class changes in the swap, from 0 to 1.",
+            ),
+            Column(
+                "label leakage",
+                "label leakage (nats)",
+                3,
+                at("label_leakage", "all"),
+                "The part of the swap that goes away when the foreign companions have the classes "
+                "of the RoI's own: what the head reads from its companions' labels.",
+            ),
+            Column(
+                "image dependence",
+                "image dependence (nats)",
+                3,
+                at("image_dependence", "all"),
+                "The part of the swap that foreign companions of the same classes leave, beyond "
+                "resampling: what the head reads from the image's statistics, such as its light.",
+            ),
             Column(
                 "foreground label leakage",
                 "label leakage, foreground (nats)",
                 3,
                 at("label_leakage", "foreground"),
+                "The label leakage of foreground RoIs alone.",
                 shown=False,
             ),
         ),
         figures=(SWAP, FLIPS),
+        first=True,
     ),
     "cross_roi_jacobian": Probe(
         cross_roi_jacobian,
         images=160,  # each gradient is a backward
-        columns=(Column("gradient", "gradient on own image", 3, at("same_image")),),
+        columns=(
+            Column(
+                "gradient",
+                "gradient on own image (share)",
+                3,
+                at("same_image"),
+                "Share of the squared gradient of a RoI's logit that falls on the features of "
+                "other RoIs of its image, from 0 to 1.",
+            ),
+        ),
     ),
     "statistics_probe": Probe(
         statistics_probe,
         images=480,
-        columns=(Column("bits", "bits in statistics", 3, bits_of_all_layers),),
+        columns=(
+            Column(
+                "bits",
+                "classes in statistics (bits)",
+                3,
+                bits_of_all_layers,
+                "How much a linear classifier learns about the classes of an image from its batch "
+                "statistics alone, beyond what it learns from permuted labels.",
+            ),
+        ),
         figures=(LAYERS,),
     ),
     "decomposition": Probe(
@@ -88,11 +144,16 @@ PROBES: dict[str, Probe] = {
         images=480,
         columns=tuple(
             Column(
-                f"{kind} {key}", f"{header}, {kind}", 3, _of_row("val", kind, field), shown=False
+                f"{kind} {key}",
+                f"{header}, {kind} ({unit})",
+                3,
+                _of_row("val", kind, field),
+                f"{meaning} under {kind} statistics, of RoIs sampled as in training.",
+                shown=False,
             )
-            for key, header, field in (
-                ("loss", "RoI loss (class)", "loss"),
-                ("accuracy", "accuracy, foreground RoIs", "foreground_accuracy"),
+            for key, header, unit, field, meaning in (
+                ("loss", "RoI loss", "nats", "loss", "Classification loss"),
+                ("accuracy", "RoIs right", "share", "foreground_accuracy", "Foreground accuracy"),
             )
             for kind in STATISTICS
         ),

@@ -16,8 +16,10 @@ class Column:
     """One quantity of a study's table.
 
     Attributes:
-        key: what figures and verdicts call it. header: with its unit. digits: after the point.
+        key: what figures and verdicts call it. digits: after the point.
+        header: with the unit in parentheses at its end, such as "swap (nats)".
         value: its value in a measure's result; None where it was not measured.
+        meaning: a sentence that says what the number tells; the report shows it on hover.
         shown: False leaves it out of the table, unless the study asks for it.
     """
 
@@ -25,7 +27,13 @@ class Column:
     header: str
     digits: int
     value: Callable[[Result], Value | None]
+    meaning: str = ""
     shown: bool = True
+
+    @property
+    def unit(self) -> str:
+        """The unit that the header names; "" where it names none."""
+        return self.header.rpartition("(")[2][:-1] if self.header.endswith(")") else ""
 
     def number(self, result: Result) -> float | None:
         """The value as one number: the mean of an interval."""

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..reporting.drawing import band, bars, new_figure
+from ..reporting.drawing import arms_of_report, band, bars, panels, style
 from .measures.registry import MEASURES
 from .results import Findings
 
@@ -28,7 +28,8 @@ def draw_figures(findings: Findings, folder: Path) -> dict[str, Path]:
     for name, caption, draw in _drawings(findings):
         path = folder / f"{name}.png"
         with mpl.rc_context({"text.parse_math": False}):  # a name may hold a dollar sign
-            figure = draw()
+            with arms_of_report(findings.arms):
+                figure = draw()
             if figure is not None:
                 figure.savefig(path, dpi=110, bbox_inches="tight")
         if path.exists():
@@ -60,11 +61,10 @@ def _bars(findings: Findings, chart: dict) -> "Figure | None":
 def _lines(findings: Findings, chart: dict) -> "Figure | None":
     """A line for each series over an axis of the grid, a panel for each value of another one."""
     arms = findings.study["arms"]
-    panels = list(dict.fromkeys(arm["at"].get(chart["panels"]) for arm in arms))
-    figure = new_figure(4.5 * len(panels), 3.6)
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for axis, panel in zip(axes, panels, strict=True):
-        for series in chart["series"]:
+    places = list(dict.fromkeys(arm["at"].get(chart["panels"]) for arm in arms))
+    figure, axes = panels(len(places), 4.5, 3.6)
+    for axis, panel in zip(axes, places, strict=True):
+        for number, series in enumerate(chart["series"]):
             points = [
                 (arm["at"][chart["over"]], estimate)
                 for arm in arms
@@ -72,7 +72,9 @@ def _lines(findings: Findings, chart: dict) -> "Figure | None":
                 if (estimate := findings.estimate(arm["name"], series["column"]))
             ]
             if points:
-                band(axis, [float(x) for x, _ in points], [e for _, e in points], series["label"])
+                x, estimates = zip(*points, strict=True)
+                looks = style(series["label"], number)
+                band(axis, [float(value) for value in x], estimates, series["label"], **looks)
         if not axis.lines:
             return None
         values = list(

@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import json
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ import yaml
 from detectron2.config import get_cfg
 
 from ..configuration.keys import add_bn_detect_config
-from ..runtime.files import write_atomically, write_json
+from ..runtime.files import OTHER_OUTPUT, read_json, write_atomically, write_json
 from .measures.registry import MEASURES
 
 if TYPE_CHECKING:
@@ -22,41 +21,29 @@ if TYPE_CHECKING:
 _OF_THE_MACHINE = ("MODEL.DEVICE", "DATALOADER.NUM_WORKERS")
 
 
-def read_json(path: Path, remedy: str = "--force begins the run anew") -> dict[str, Any]:
-    """Return the file's object; {} where there is no file.
+OR_FORCE = f"{OTHER_OUTPUT}, or --force to run it anew"
 
-    Raises:
-        ValueError: it is there, but no JSON object; names the file and the remedy.
+
+def check_folders(runs: Sequence["Run"], remedy: str = OTHER_OUTPUT) -> None:
+    """Raise ValueError where a folder holds a run with other settings, or something else.
+
+    Args:
+        remedy: what the command that asks can do about it, for the end of the message.
     """
-    try:
-        found = json.loads(path.read_text())
-    except FileNotFoundError:
-        return {}
-    except (OSError, RecursionError, ValueError) as error:
-        raise ValueError(f"{path} is no JSON: {error}; {remedy}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} holds no JSON object; {remedy}")
-    return found
-
-
-def check_folders(runs: Sequence["Run"]) -> None:
-    """Raise ValueError where a folder holds a run with other settings, or something else."""
     defaults = _defaults()
     for run in runs:
-        before = read_json(run.folder / "run.json")
+        before = read_json(run.folder / "run.json", remedy)
         if not before:
             continue
         for name in ("measurements.json", "status.json", "versions.json"):
-            read_json(run.folder / name)
+            read_json(run.folder / name, remedy)
         measured = run.measurements()
         if measured and not all(
             isinstance(measured.get(key), dict) for key in ("measures", "started", "measured")
         ):
-            raise ValueError(
-                f"{run.folder / 'measurements.json'} holds something else; use another --output, "
-                "or --force to run it anew"
-            )
-        old = _flat({key: before.get(key) for key in run.identity()}) | _flat(_settings(run))
+            raise ValueError(f"{run.folder / 'measurements.json'} holds something else; {remedy}")
+        old = _flat({key: before.get(key) for key in run.identity()})
+        old |= _flat(_settings(run, remedy))
         new = _flat(run.identity()) | _flat(yaml.safe_load(run.settings))
         for name, options in measured.get("started", {}).items():
             measure = MEASURES.get(name)
@@ -66,8 +53,7 @@ def check_folders(runs: Sequence["Run"]) -> None:
                 and not measure.keeps(options, run.measure.get(name, options))
             ):
                 raise ValueError(
-                    f"{run.folder} was measured with other options of {name}: {options}; use "
-                    "another --output, or --force to run it anew"
+                    f"{run.folder} was measured with other options of {name}: {options}; {remedy}"
                 )
         differences = [
             f"{key} {old.get(key)!r}, not {new.get(key)!r}"
@@ -78,20 +64,19 @@ def check_folders(runs: Sequence["Run"]) -> None:
         if differences:
             raise ValueError(
                 f"{run.folder} holds a run with other settings ({'; '.join(differences[:3])})"
-                f"{_made_with(run, old.keys() - new.keys())}; use another --output, or --force to "
-                "run it anew"
+                f"{_made_with(run, old.keys() - new.keys())}; {remedy}"
             )
 
 
-def _settings(run: "Run") -> dict[str, Any]:
+def _settings(run: "Run", remedy: str) -> dict[str, Any]:
     path = run.folder / "settings.yaml"
     try:
         kept = yaml.safe_load(path.read_text())
     except (OSError, RecursionError, ValueError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"{path} cannot be read: {reason}; --force begins the run anew") from error
+        raise ValueError(f"{path} cannot be read: {reason}; {remedy}") from error
     if not isinstance(kept, dict):
-        raise ValueError(f"{path} holds no settings; --force begins the run anew")
+        raise ValueError(f"{path} holds no settings; {remedy}")
     return kept
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import json
+from itertools import groupby
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -12,6 +13,8 @@ from .figures import draw_figures
 from .measures.registry import MEASURES
 from .results import Findings
 from .summary import Leaks, cells, claims, table
+
+COLUMNS = 8  # of a results table at most, so that a page of 1,300 pixels shows it whole
 
 
 def write_report(results: dict, folder: Path) -> Path:
@@ -55,18 +58,18 @@ def _render(findings: Findings, figures: dict[str, Path]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    headers, rows = cells(findings, "\n")
     found = Leaks(findings)
-    probed = any(leak is not None for leak in found.found.values())
+    probed = bool(found.answers)
     failures = [(n, failure) for n, arm in findings.arms.items() for failure in arm["failed"]]
     return environment.get_template("report.html.j2").render(
         study=findings.study,
         versions=findings.versions,
         command=findings.command,
-        leaks=[(a, found.found[a], found.sentence(a)) for a in findings.arms] if probed else [],
+        verdict=_verdict(findings, found) if probed else "",
+        leaks=[(a, found.kind(a), found.sentence(a)) for a in findings.arms] if probed else [],
+        note=found.note,
         claims=claims(findings),
-        headers=headers,
-        rows=rows,
+        results=_results(findings),
         tables=[_html(text) for text in own_tables(findings)],
         failures=failures,
         figures=[(caption, path.stem, _data_url(path)) for caption, path in figures.items()],
@@ -74,19 +77,64 @@ def _render(findings: Findings, figures: dict[str, Path]) -> str:
     )
 
 
+def _verdict(findings: Findings, found: Leaks) -> str:
+    """Sum the arms' verdicts up in a sentence."""
+    words = {
+        "leaks": "The head leaks in",
+        "image": "It depends on its companions' image alone in",
+        "clean": "No leak was found in",
+    }
+    of_kind = {kind: [a for a in findings.arms if found.kind(a) == kind] for kind in words}
+    return " ".join(f"{words[kind]} {', '.join(arms)}." for kind, arms in of_kind.items() if arms)
+
+
+def _results(findings: Findings) -> list[tuple[list[tuple[str, str]], list[list[str]]]]:
+    """Return (headers with their meanings, rows) of tables that fit the page.
+
+    The columns of a measure stay together where they can.
+    """
+    headers, rows = cells(findings, "\n")
+    meanings = ["", "How many runs of the arm are measured, each with its own seed."]
+    meanings += [column.meaning for column in findings.shown]
+    meanings += ["What others found."] * (len(headers) - len(meanings))
+    measure = ["", "", *(findings.columns[column.key][0] for column in findings.shown)]
+    parts: list[list[int]] = [[1]]
+    for _, columns in groupby(range(2, len(headers)), lambda i: measure[i : i + 1]):
+        together = list(columns)
+        if len(parts[-1]) + len(together) > COLUMNS and len(together) <= COLUMNS:
+            parts.append([])
+        for column in together:
+            if len(parts[-1]) == COLUMNS:
+                parts.append([])
+            parts[-1].append(column)
+    return [
+        (
+            [(headers[i], meanings[i]) for i in (0, *part)],
+            [[row[i] for i in (0, *part)] for row in rows],
+        )
+        for part in parts
+    ]
+
+
 def _html(markdown: str) -> Markup:
-    """Turn the Markdown of our own tables (headings, tables, lists, paragraphs) into HTML."""
-    parts = []
+    """Turn the Markdown of our own tables (headings, tables, lists, paragraphs) into HTML.
+
+    The text above a table tells what its numbers mean; it is shown on hover too.
+    """
+    parts, above = [], ""
     for block in markdown.split("\n\n"):
         if block.startswith("#"):
             parts.append(Markup("<h3>{}</h3>").format(block.lstrip("# ")))
         elif block.startswith("|"):
             header, _, *rows = [line.strip("|").split("|") for line in block.splitlines()]
-            lines = [_row(header, "th"), *(_row(row, "td") for row in rows)]
             parts.append(
-                Markup('<div class="scroll"><table>{}</table></div>').format(Markup("").join(lines))
+                Markup(
+                    '<div class="scroll"><table class="sortable" title="{}">'
+                    "<thead>{}</thead><tbody>{}</tbody></table></div>"
+                ).format(above, _row(header, "th"), Markup("").join(_row(r, "td") for r in rows))
             )
         else:
+            above = block
             parts.append(
                 Markup("<p>{}</p>").format(Markup("<br>").join(map(escape, block.splitlines())))
             )

@@ -15,6 +15,7 @@ import torch
 from tabulate import tabulate
 
 from .fork_server import ForkServer
+from .studies import Studies
 
 SECTIONS = (
     "processes",
@@ -28,9 +29,11 @@ SECTIONS = (
     "annotations",
     "trust",
     "pickles",
+    "starts",
     "commands",
     "settings",
     "studies",
+    "measures",
     "long_runs",
 )
 ROWS = pytest.StashKey[list]()
@@ -66,6 +69,11 @@ def server(tmp_path_factory) -> Iterator[ForkServer]:
     server = ForkServer(tmp_path_factory.mktemp("datasets"))
     yield server
     server.close()
+
+
+@pytest.fixture(scope="module")
+def studies(server, tmp_path_factory) -> Studies:
+    return Studies(server.root, tmp_path_factory.mktemp("studies"))
 
 
 @pytest.hookimpl(wrapper=True)

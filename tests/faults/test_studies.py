@@ -1,85 +1,30 @@
 """Studies and their folders: shared, spoilt, of other versions, on disks that are full."""
 
-import dataclasses
 import fcntl
 import json
 import pickle
-from pathlib import Path
 
 import pytest
-import torch
 import yaml
 
 from bn_detect.commands import domain_shift
 from bn_detect.commands import study as command
-from bn_detect.engine import BNTrainer
-from bn_detect.runtime.errors import CheckpointError, RunFailed, WorkerDied
+from bn_detect.runtime.errors import CheckpointError
 from bn_detect.runtime.folder_lock import sole_user
-from bn_detect.study.execution import measuring
 from bn_detect.study.execution.pool import run_here
 from bn_detect.study.execution.steps import StudyTrainer
-from bn_detect.study.folders import prepare_folders
-from bn_detect.study.measures.registry import MEASURES
-from bn_detect.study.reading import read_study
-from bn_detect.study.report import own_tables, write_report
-from bn_detect.study.results import Findings
-from bn_detect.study.runs import Run, plan_runs
 from tests.helpers.in_process import config
-from tests.study.made_up import finished, run, study
 
+from .studies import files, one_line
 from .test_disk import files_no_larger_than, mounted
 from .test_pickles import proposals
 from .test_trust import Evil
-
-
-class Studies:
-    """A study's file, the command line that runs it, and one for domain-shift."""
-
-    def __init__(self, root: Path, folder: Path) -> None:
-        cfg = config(root, folder)
-        cfg.DATASETS.TEST = ("in_process_val",)
-        (folder / "base.yaml").write_text(cfg.dump())
-        torch.save({"model": BNTrainer.build_model(cfg).state_dict()}, folder / "in.pth")
-        self.file = folder / "study.yaml"
-        content = {"name": "mine", "base": str(folder / "base.yaml"), "arms": [{"name": "an arm"}]}
-        self.file.write_text(yaml.safe_dump(content | {"measure": ["companion_swap"]}))
-        self.of_study = ["--study", str(self.file), "--output"]
-        files = ["--config-file", folder / "base.yaml", "--weights", folder / "in.pth"]
-        self.of_domain_shift = [*map(str, files), "--corruptions", "contrast", "--output"]
-
-    def main(self, name: str, output: Path, *flags: str) -> int:
-        if name == "study":
-            return command.main([*self.of_study, str(output), *flags])
-        return domain_shift.main([*self.of_domain_shift, str(output), *flags])
-
-    def run(self, output: Path) -> Run:
-        """Prepare the run's folder, as if the study had been ended then."""
-        ((planned,),) = plan_runs(read_study(self.file), output)
-        prepare_folders([planned])
-        return planned
-
-
-@pytest.fixture(scope="module")
-def studies(server, tmp_path_factory) -> Studies:
-    return Studies(server.root, tmp_path_factory.mktemp("studies"))
 
 
 @pytest.fixture(autouse=True)
 def _nothing_starts(monkeypatch) -> None:
     for module in (command, domain_shift):
         monkeypatch.setattr(module, "run_missing", None)
-
-
-def files(folder: Path) -> dict[Path, bytes]:
-    names = (".in_use", ".lock")
-    return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name not in names}
-
-
-def one_line(capsys, *parts: object) -> str:
-    printed = capsys.readouterr().err
-    assert printed.startswith("error: ") and printed.count("\n") == 1, printed
-    assert all(str(part) in printed for part in parts), printed
-    return printed.strip()
 
 
 OTHERS = {
@@ -221,51 +166,3 @@ def test_proposals_with_code(server, tmp_path, happened):
         StudyTrainer(cfg, tmp_path, {})
     assert not mark.exists()
     happened(str(error.value).replace(str(tmp_path), "FOLDER"))
-
-
-@pytest.mark.fault(
-    "a worker dies in the measure that all workers take",
-    should="the other measures are taken; what failed and why is kept",
-)
-def test_measures_of_several_workers(studies, tmp_path, monkeypatch, happened):
-    planned, taken = studies.run(tmp_path), []
-    content = json.loads((planned.folder / "run.json").read_text())
-    content |= {"processes": 2, "measure": {"evaluation": {}, "companion_swap": {}}}
-    (planned.folder / "run.json").write_text(json.dumps(content))
-
-    def die(*_, **__) -> None:
-        raise WorkerDied("worker 1 of 2 died (SIGKILL)")
-
-    monkeypatch.setattr(measuring, "launch", die)
-    monkeypatch.setattr(measuring, "_take", lambda _, names: taken.extend(names) or {})
-    with pytest.raises(RunFailed, match="1 of 2 measures failed: evaluation: worker 1") as error:
-        measuring.measure(planned.folder)
-    assert taken == ["companion_swap"]
-    assert set(planned.measurements()["failed"]) == {"evaluation"}
-    happened(str(error.value))
-
-
-@pytest.mark.fault(
-    "an arm's name holds a line break and bars", should="table.md has one row for each arm"
-)
-def test_names_in_the_table(tmp_path, happened):
-    name = "one | two\n| three"
-    arms = {n: {"runs": [run(n, 1, swap=0.5, ap=20.0)]} for n in (name, "plain")}
-    write_report(study(arms), tmp_path)
-    lines = (tmp_path / "table.md").read_text().strip().splitlines()
-    bars = {line.replace("\\|", "").count("|") for line in lines}
-    assert len(lines) == 4 and len(bars) == 1
-    happened(lines[2][:60])
-
-
-@pytest.mark.fault(
-    "an arm's name holds a line break and bars, in a measure with tables of its own",
-    should="a heading in one line",
-)
-def test_names_in_other_tables(tmp_path, monkeypatch, happened):
-    name, seen = "one | two\n| three", []
-    measure = dataclasses.replace(MEASURES["domain_shift"], tables=lambda r: seen.extend(r) or "")
-    monkeypatch.setitem(MEASURES, "domain_shift", measure)
-    own_tables(Findings(study({name: {"runs": [finished(name, 1, {"domain_shift": {}})]}})))
-    assert seen == ["one / two / three"]
-    happened(seen[0])

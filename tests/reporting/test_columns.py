@@ -14,6 +14,10 @@ def test_numbers_and_intervals():
     assert plain.estimate([{"error": 3}, {"error": float("nan")}, {}]).values == (3.0,)
 
 
+def test_the_header_names_the_unit():
+    assert SWAP.unit == "nats" and Column("error", "error", 1, at("error")).unit == ""
+
+
 def test_an_interval_of_nothing_is_not_measured():
     run = {"classification": {"change": NOTHING}}
     assert SWAP.number(run) is None and SWAP.estimate([run]) is None

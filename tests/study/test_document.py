@@ -37,7 +37,7 @@ def test_a_section_for_each_study(tmp_path):
     assert text.startswith("# Both\n\n8 runs, 2 seeds, 120 seconds")
     assert text.count("## one") == text.count("## two") == 1 and text.count("How.") == 2
     assert text.count("| 2     | 2       | 3.5 ± 0.7 [") == 2
-    assert text.count("* 4 above 2: **seen** (+2.0 [+2.0, +2.0]).") == 2
+    assert text.count("* 4 above 2: **seen** (+2.0 [+2.0, +2.0] points).") == 2
     pictures = re.findall(r"!\[(.+?)\]\((.+?)\)", text)
     assert [caption for caption, _ in pictures] == ["Errors", "Bars"] * 2
     assert len({name for _, name in pictures}) == 4

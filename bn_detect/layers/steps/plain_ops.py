@@ -7,7 +7,7 @@ nothing of its size is allocated beyond the result. Every sum has a fixed order.
 
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -15,32 +15,10 @@ from torch import Tensor
 
 from ...distributed.collectives import all_reduce_sum
 from ..partition import Partition
+from .numbers import Coefficients, GroupStatistics
 
-# A few temporaries of one chunk stay in a core's cache on CPU, and keep a GPU busy.
+# Temporaries of one chunk stay in a core's cache on CPU, and keep a GPU busy.
 _CHUNK_BYTES = {"cpu": 1 << 20, "cuda": 1 << 25}
-
-
-class GroupStatistics(NamedTuple):
-    """Moments of each group over all ranks that it spans.
-
-    mean, var: (num_groups, C), var biased (divided by count); count: (num_groups,) int64, values
-    per channel (RoIs x positions). An empty group has 0 everywhere.
-    """
-
-    mean: Tensor
-    var: Tensor
-    count: Tensor  # type: ignore[assignment]  # it hides tuple.count, which nobody needs
-
-
-class Coefficients(NamedTuple):
-    """The numbers that normalize each group, (x - center) * scale + bias; (num_groups, C) each.
-
-    invstd: 1 / sqrt(variance + eps), so scale is invstd * weight.
-    """
-
-    center: Tensor
-    invstd: Tensor
-    scale: Tensor
 
 
 def statistics(x: Tensor, partition: Partition, dtype: torch.dtype) -> GroupStatistics:
@@ -55,10 +33,8 @@ def statistics(x: Tensor, partition: Partition, dtype: torch.dtype) -> GroupStat
     mean = segment_sum(roi_mean, partition).div_(partition.divisor)
     between = roi_mean.sub_(_of_rois(mean, partition.group))
     m2 = segment_sum(m2.addcmul_(between, between, value=positions), partition)
-    if partition.process_group is None:
-        count, divisor = partition.sizes * positions, partition.divisor * max(1, positions)
-    else:
-        count = partition.sizes * positions
+    count, divisor = partition.sizes * positions, partition.divisor * max(1, positions)
+    if partition.process_group is not None:
         count, mean, m2 = merge_over_ranks(count, mean, m2, partition.process_group)
         divisor = count.clamp(min=1)[:, None]
     var = torch.div(m2, divisor, out=torch.empty_like(m2, dtype=dtype))
@@ -74,9 +50,8 @@ def merge_over_ranks(
     """
     n = count.double()[:, None]
     packed = torch.cat([n, n * mean, m2 + n * mean.square()], dim=1)
-    n, total, square = all_reduce_sum(packed, process_group).split(
-        [1, mean.shape[1], mean.shape[1]], dim=1
-    )
+    sizes = [1, mean.shape[1], mean.shape[1]]
+    n, total, square = all_reduce_sum(packed, process_group).split(sizes, dim=1)
     mean = total / n.clamp(min=1)
     return n[:, 0].round().long(), mean, (square - n * mean.square()).clamp(min=0)
 
@@ -111,12 +86,12 @@ def normalize(x: Tensor, group: Tensor, by: Coefficients, bias: Tensor | None) -
         x: (R, C, ...). group: (R,). bias: (C,).
     """
     y = torch.empty_like(x)
-    for x_part, y_part, g in _chunks(x, y, group):
-        out = _centered(x_part, _of_rois(by.center, g), out=y_part)
-        out.mul_(_expand(_of_rois(by.scale, g), x))
-        if bias is not None:
-            out.add_(_expand(bias, x))
-        _store(out, y_part)
+    for memory, x_part, y_part, g in _chunks(x, y, group):
+        exact = y_part.dtype == by.center.dtype
+        out = _centered(x_part, _of_rois(by.center, g), y_part if exact else memory[0])
+        _scale_and_shift(out, _of_rois(by.scale, g), bias)
+        if not exact:
+            y_part.copy_(out)
     return y
 
 
@@ -130,11 +105,11 @@ def gradient_sums(x: Tensor, dy: Tensor, partition: Partition, center: Tensor) -
         (num_groups, 2, C) float64.
     """
     sums = x.new_empty((x.shape[0], 2, x.shape[1]), dtype=torch.float64)
-    for x_part, dy_part, out, g in _chunks(x, dy, sums, partition.group):
-        grad = dy_part.to(accurate(x))
-        moment = _centered(x_part, _of_rois(center, g)).mul_(grad)
-        for part, values in zip(out.unbind(1), (grad, moment), strict=True):
-            part.copy_(_sum_positions(values))
+    for memory, x_part, dy_part, out, g in _chunks(x, dy, sums, partition.group):
+        grad = _accurate(dy_part, memory[1])
+        moment = _centered(x_part, _of_rois(center, g), memory[0]).mul_(grad)
+        out[:, 0].copy_(_sum_positions(grad))
+        out[:, 1].copy_(_sum_positions(moment))
     return segment_sum(sums.flatten(1), partition).view(-1, 2, x.shape[1])
 
 
@@ -185,11 +160,15 @@ def input_gradient(
         x, dy: (R, C, ...). group: (R,). gradient: shift and slope, (num_groups, 2, C).
     """
     dx = torch.empty_like(x)
-    for x_part, dy_part, dx_part, g in _chunks(x, dy, dx, group):
+    for memory, x_part, dy_part, dx_part, g in _chunks(x, dy, dx, group):
+        rest = _centered(x_part, _of_rois(by.center, g), memory[0])
         shift, slope = _of_rois(gradient, g).unbind(1)
-        out = _scaled(dy_part, _of_rois(by.scale, g), out=dx_part)
-        rest = _centered(x_part, _of_rois(by.center, g)).mul_(_expand(slope, x))
-        _store(out.sub_(rest.add_(_expand(shift, x))), dx_part)
+        _scale_and_shift(rest, slope, shift)
+        grad, scale = _accurate(dy_part, memory[1]), _expand(_of_rois(by.scale, g), x)
+        exact = dx_part.dtype == scale.dtype
+        out = torch.mul(grad, scale, out=dx_part if exact else grad).sub_(rest)
+        if not exact:
+            dx_part.copy_(out)
     return dx
 
 
@@ -219,12 +198,11 @@ def _roi_moments(x: Tensor) -> tuple[Tensor, Tensor]:
         return mean.zero_(), m2.zero_()
     if positions == 1:
         return mean.copy_(x.view(x.shape[:2])), m2.zero_()
-    for x_part, mean_part, m2_part in _chunks(x, mean, m2):
+    for memory, x_part, mean_part, m2_part in _chunks(x, mean, m2):
         first = x_part
         while first.dim() > 2:
             first = first.select(2, 0)
-        first = first.to(accurate(x))
-        values = _centered(x_part, first)
+        values = _centered(x_part, first := first.to(accurate(x)), memory[0])
         mean_part.copy_(_sum_positions(values))
         m2_part.copy_(_sum_positions(values.square_()))
         m2_part.addcmul_(mean_part, mean_part, value=-1 / positions)
@@ -232,17 +210,23 @@ def _roi_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, m2.clamp_(min=0)
 
 
-def _chunks(x: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Cut x, and tensors with as many rows, into consecutive chunks of a cache-friendly size."""
+def _chunks(x: Tensor, *others: Tensor) -> Iterator[tuple[Any, ...]]:
+    """Cut x, and tensors with as many rows, into consecutive chunks of a cache-friendly size.
+
+    Each comes with memory for two temporaries like it in the dtype for arithmetic, for to get a
+    megabyte takes as long as to compute one; with None where there is a single chunk.
+    """
     if not x.numel():
         return
     row = x.shape[1:].numel() * torch.finfo(accurate(x)).bits // 8
     step = max(1, _CHUNK_BYTES.get(x.device.type, 1 << 20) // row)
     if step >= len(x):
-        yield x, *others
+        yield (None, None), x, *others
         return
+    memory = [torch.empty_like(x[:step], dtype=accurate(x)) for _ in range(2)]
     for start in range(0, len(x), step):
-        yield tuple(t[start : start + step] for t in (x, *others))
+        rows = slice(start, min(start + step, len(x)))
+        yield [t[: rows.stop - start] for t in memory], *(t[rows] for t in (x, *others))
 
 
 def _of_rois(table: Tensor, group: Tensor) -> Tensor:
@@ -270,21 +254,24 @@ def _expand(t: Tensor, x: Tensor) -> Tensor:
     return t.view(*t.shape, *[1] * (x.dim() - 2)) if x.dim() > 2 else t
 
 
-def _centered(x: Tensor, center: Tensor, out: Tensor | None = None) -> Tensor:
-    """Return x - center in at least float32, in `out` where its dtype allows."""
+def _scale_and_shift(values: Tensor, scale: Tensor, shift: Tensor | None) -> None:
+    """Make of values (R, C, ...), in place, values * scale + shift, (R, C) or (C,) each."""
+    scale = _expand(scale, values)
+    if shift is None:
+        values.mul_(scale)
+    elif values.dim() == 2 or values.stride(1) == 1:  # where the channel varies fastest
+        torch.addcmul(_expand(shift, values), values, scale, out=values)
+    else:
+        values.mul_(scale).add_(_expand(shift, values))
+
+
+def _centered(x: Tensor, center: Tensor, out: Tensor | None) -> Tensor:
+    """Return x - center in at least float32."""
     if x.dtype != center.dtype:  # converting first is faster than a subtraction of two dtypes
-        return x.to(center.dtype).sub_(_expand(center, x))
+        return _accurate(x, out).sub_(_expand(center, x))
     return torch.sub(x, _expand(center, x), out=out)
 
 
-def _scaled(x: Tensor, scale: Tensor, out: Tensor) -> Tensor:
-    """Return x * scale; dtypes as in `_centered`."""
-    if x.dtype != scale.dtype:
-        return x.to(scale.dtype).mul_(_expand(scale, x))
-    return torch.mul(x, _expand(scale, x), out=out)
-
-
-def _store(values: Tensor, out: Tensor) -> None:
-    """Round into `out`, unless the values were computed there."""
-    if values.dtype != out.dtype:
-        out.copy_(values)
+def _accurate(x: Tensor, out: Tensor | None) -> Tensor:
+    """Return x in the dtype for arithmetic: itself, or in `out`."""
+    return x.to(accurate(x)) if x.dtype == accurate(x) or out is None else out.copy_(x)

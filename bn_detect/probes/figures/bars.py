@@ -6,7 +6,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...reporting.columns import Column, at
-from ...reporting.drawing import bars, colour, new_figure, without_shared_prefix
+from ...reporting.drawing import (
+    bars,
+    dots,
+    new_figure,
+    panels,
+    style,
+    without_shared_prefix,
+    wrapped,
+)
 from ...reporting.estimates import over_seeds
 from .flips import draw_flips
 
@@ -40,16 +48,16 @@ def _swap(reports: Reports) -> "Figure | None":
     figure = new_figure(7, 0.6 + 0.5 * len(probed))
     axis = figure.subplots()
     for y, (arm, estimate) in enumerate(probed.items()):
-        axis.barh(y, estimate.mean, color=colour(list(reports).index(arm)), height=0.55, alpha=0.75)
+        axis.barh(y, estimate.mean, height=0.55, **style(arm, y, filled=True))
         if estimate.has_interval:
             axis.plot([estimate.low, estimate.high], [y, y], color="black", lw=1.5)
-        axis.plot(estimate.values, [y] * len(estimate.values), ".", color="black", ms=4)
+        dots(axis, estimate.values, [y] * len(estimate.values))
         if resampled := null.estimate(list(reports[arm])):
             axis.plot(resampled.mean, y, "D", color="white", mec="black", ms=5)
     axis.axvline(0, color="black", lw=0.8)
     axis.set_yticks(range(len(probed)), list(probed))
     axis.invert_yaxis()
-    axis.set_xlabel("change of loss, nats per RoI")
+    axis.set_xlabel("change of loss (nats per RoI)")
     return figure
 
 
@@ -62,9 +70,8 @@ def _decomposition(reports: Reports) -> "Figure | None":
         list(dict.fromkeys(row[key] for each in rows.values() for row in each))
         for key in ("split", "statistics")
     )
-    figure = new_figure(3.2 * len(rows), 3.2)
-    axes = figure.subplots(1, len(rows), squeeze=False, sharey=True)[0]
-    for axis, (arm, each) in zip(axes, rows.items(), strict=True):
+    figure, axes = panels(len(rows), 3.2, 3.2, sharey=True)
+    for number, (axis, (arm, each)) in enumerate(zip(axes, rows.items(), strict=True)):
         losses = {
             split: [
                 [r["loss"] for r in each if (r["split"], r["statistics"]) == (split, kind)]
@@ -76,11 +83,13 @@ def _decomposition(reports: Reports) -> "Figure | None":
             split: [over_seeds([v for v in of_kind if v is not None]) for of_kind in values]
             for split, values in losses.items()
         }
-        bars(kinds, series, "", axis)
-        axis.set_title(arm, fontsize=9)
-        if axis is not axes[-1]:
-            axis.get_legend().remove()
-    axes[0].set_ylabel("classification loss, nats")
+        looks = style(arm, number, filled=True)
+        pale = [0.4 if split == "train" else 1.0 for split in splits]
+        bars(kinds, series, "", axis, alpha=pale, facecolor=[looks["facecolor"]] * len(splits))
+        axis.set_title(wrapped(arm, 4), fontsize=9)
+        if axis is not axes[-1] and (legend := axis.get_legend()):
+            legend.remove()
+    axes[0].set_ylabel("classification loss (nats)")
     return figure
 
 
@@ -100,7 +109,7 @@ def _layers(reports: Reports) -> "Figure | None":
     }
     names = without_shared_prefix([name for name, _ in null])
     labels = [f"{name}\n{label}" for name, (_, label) in zip(names, null, strict=True)]
-    figure = bars(labels, series, "bits beyond permuted labels")
+    figure = bars(labels, series, "beyond permuted labels (bits)")
     for x, spreads in enumerate(null.values()):
         for sign in (-1.96, 1.96):
             level = sign * statistics.fmean(spreads)
@@ -112,7 +121,8 @@ SWAP = ProbeFigure(
     "swap",
     "Companion swap: change of a RoI's classification loss when its companions in the batch are "
     "those of other images (bars: mean and 95% interval; dots: seeds; diamonds: other RoIs of its "
-    "own images, which is what resampling alone does). Above zero: the head reads its companions.",
+    "own images, which is what resampling alone does). Above zero: the head depends on its "
+    "companions; label leakage and image dependence tell by what.",
     _swap,
 )
 FLIPS = ProbeFigure(

@@ -27,9 +27,9 @@ from ...engine.trainer import BNTrainer
 from ...population.undisturbed import undisturbed
 from ...runtime.checkpointer import AtomicCheckpointer
 from ...runtime.errors import RunFailed
-from ...runtime.files import write_json
+from ...runtime.files import read_json, write_json
 from ...runtime.launch import launch, share_cores
-from ..folders import read_json
+from ...runtime.signals import Interrupted
 from ..measures.metrics import read_metrics, seconds_per_iteration
 from ..measures.registry import MEASURES
 from ..measures.subject import Subject
@@ -97,17 +97,11 @@ def measure(folder: Path) -> None:
     measurements = Measurements(folder)
     measurements.write()
     missing = [name for name in measurements.run["measure"] if measurements.missing(name)]
+    missing.sort(key=lambda name: not MEASURES[name].first)
     processes = measurements.run["processes"]
     shared = [name for name in missing if processes > 1 and MEASURES[name].every_worker]
     alone = [name for name in missing if name not in shared]
-    failed: dict[str, str] = {}
-    if shared:
-        try:
-            launch(_take, processes, timeout=TIMEOUT, args=(folder, shared))
-        except RunFailed as error:
-            print(error.traceback, file=sys.stderr)
-            cause, after = " ".join(str(error).split()), Measurements(folder)
-            failed = {name: cause for name in shared if after.missing(name)}
+    failed = _share(folder, shared, processes)
     failed |= _take(folder, alone) if alone else {}
     measurements = Measurements(folder)
     measurements.content["failed"] = failed
@@ -116,6 +110,30 @@ def measure(folder: Path) -> None:
     if failed:
         causes = "; ".join(f"{name}: {cause}" for name, cause in failed.items())
         raise RunFailed(f"{len(failed)} of {len(missing)} measures failed: {causes}")
+
+
+def _share(folder: Path, names: list[str], processes: int) -> dict[str, str]:
+    """Take these measures in several processes; return the causes of those that failed.
+
+    A measure that fails ends its processes, and others take the measures after it.
+    """
+    failed: dict[str, str] = {}
+    while names:
+        try:
+            launch(_take, processes, timeout=TIMEOUT, args=(folder, names))
+            break
+        except Interrupted:
+            raise
+        except SystemExit:  # a worker has said which file
+            cause = "a worker could not read or write a file, which the log names"
+        except RunFailed as error:
+            print(error.traceback, file=sys.stderr)
+            cause = " ".join(str(error).split())
+        after = Measurements(folder)
+        names = [name for name in names if after.missing(name)]
+        failed |= dict.fromkeys(names[:1], cause)
+        names = names[1:]
+    return failed
 
 
 def _take(folder: Path, names: list[str]) -> dict[str, str]:
@@ -161,7 +179,8 @@ def run_config(folder: Path, run: dict[str, Any], processes: int) -> CfgNode:
     for module in run["imports"]:
         importlib.import_module(module)
     options = ["OUTPUT_DIR", str(folder)]
-    settings = argparse.Namespace(config_file=str(folder / "settings.yaml"), opts=options)
+    file = str(folder / "settings.yaml")
+    settings = argparse.Namespace(config_file=file, opts=options, made_here=True)
     cfg = BNTrainer.auto_scale_workers(read_config(settings), run["workers"]).clone()
     cfg.defrost()
     cfg.SOLVER.REFERENCE_WORLD_SIZE = 0

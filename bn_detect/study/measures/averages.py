@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ...layers import RoIBatchNorm2d
 from ...population.undisturbed import kept_buffers
 from ...reporting.columns import Column, Result
-from ...reporting.drawing import band, new_figure
+from ...reporting.drawing import band, panels, style, wrapped
 from ...reporting.estimates import mean_of
 from .classification import check_classifier, error, followed, in_batches, precise
 from .measure import Measure, Options, Picture, Results
@@ -151,12 +151,27 @@ def _gap(column: int, result: Result) -> float:
 def _columns() -> tuple[Column, ...]:
     """A column for each estimate and summary, and the gap to PreciseBN in the first half."""
     columns = [
-        Column(f"{name}, {key}", f"{name}, {key}", 1, partial(_summary, number, of))
+        Column(
+            f"{name}, {key}",
+            f"{name}, {key} (%)",
+            1,
+            partial(_summary, number, of),
+            f"Validation error under the statistics of {name}: {key}.",
+        )
         for number, name in ESTIMATES.items()
         for key, of in _SUMMARIES.items()
     ]
     gaps = {n: f"{name} - PreciseBN, {FIRST_HALF}" for n, name in ESTIMATES.items() if n != PRECISE}
-    columns += [Column(key, key, 1, partial(_gap, number)) for number, key in gaps.items()]
+    columns += [
+        Column(
+            key,
+            f"{key} (%)",
+            1,
+            partial(_gap, number),
+            f"Validation error under {ESTIMATES[number]} minus that under PreciseBN, {FIRST_HALF}.",
+        )
+        for number, key in gaps.items()
+    ]
     return tuple(columns)
 
 
@@ -210,23 +225,25 @@ def _enough(runs: list[Result], arm: str, when: str) -> str:
     return f"* {arm}, {WHEN[when]}: {least} within 0.5 points of {SAMPLES[-1]} ({text})."
 
 
+def _look(number: int) -> dict[str, Any]:
+    return {"color": "black"} if number == PRECISE else style("", number - 1)
+
+
 def _draw_errors(results: Results) -> "Figure | None":
     if not results:
         return None
-    figure = new_figure(4.5 * len(results), 3.6)
-    axes = figure.subplots(1, len(results), sharey=True, squeeze=False)[0]
+    figure, axes = panels(len(results), 4.5, 3.6, sharey=True)
     for axis, (arm, runs) in zip(axes, results.items(), strict=True):
         errors = np.stack([np.array(run["errors"], dtype=float) for run in runs])
         for number, name in ESTIMATES.items():
-            style = {"color": "black"} if number == PRECISE else {}
             estimates = [mean_of(list(row)) for row in errors[:, :, number].T]
-            band(axis, list(errors[0, :, 0]), estimates, name, **style)
+            band(axis, list(errors[0, :, 0]), estimates, name, **_look(number))
         axis.set_yscale("log")
         axis.set_ylim(1.5, 110)
         axis.set_yticks([2, 5, 10, 20, 50], ["2", "5", "10", "20", "50"])
-        axis.set_title(arm, fontsize=9)
+        axis.set_title(wrapped(arm, 4), fontsize=9)
         axis.set_xlabel("iteration")
-    axes[0].set_ylabel("validation error, %")
+    axes[0].set_ylabel("validation error (%)")
     axes[0].legend(fontsize=8)
     return figure
 
@@ -235,17 +252,16 @@ def _draw_means(results: Results) -> "Figure | None":
     """One channel over training, of the first seed."""
     if not results:
         return None
-    figure = new_figure(4.5 * len(results), 3.2)
-    axes = figure.subplots(1, len(results), squeeze=False)[0]
+    figure, axes = panels(len(results), 4.5, 3.2)
     for axis, (arm, runs) in zip(axes, results.items(), strict=True):
         rows = np.array(runs[0]["means"], dtype=float)
-        axis.plot(rows[:, 0], rows[:, 1], color="0.75", lw=0.6, label="mini-batch")
+        axis.plot(rows[:, 0], rows[:, 1], lw=0.6, label="mini-batch", **style("minibatch"))
         for number, name in ESTIMATES.items():
             if number != PRECISE:
-                axis.plot(rows[:, 0], rows[:, number + 1], lw=1.2, label=name)
+                axis.plot(rows[:, 0], rows[:, number + 1], lw=1.2, label=name, **_look(number))
         known = ~np.isnan(rows[:, -1])
-        axis.plot(rows[known, 0], rows[known, -1], "k.-", lw=1, label="PreciseBN")
-        axis.set_title(arm, fontsize=9)
+        axis.plot(rows[known, 0], rows[known, -1], marker=".", label="PreciseBN", **_look(PRECISE))
+        axis.set_title(wrapped(arm, 4), fontsize=9)
         axis.set_xlabel("iteration")
     axes[0].set_ylabel("mean of a channel")
     axes[0].legend(fontsize=7)

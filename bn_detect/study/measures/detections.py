@@ -12,7 +12,7 @@ from detectron2.structures import BoxMode
 from PIL import Image, ImageDraw
 
 from ...reporting.columns import Result
-from ...reporting.drawing import new_figure
+from ...reporting.drawing import panels
 from .measure import Measure, Options, Picture, Results
 from .subject import Subject
 
@@ -59,14 +59,11 @@ def _draw(results: Results) -> "Figure | None":
     shown = {arm: runs[0]["images"] for arm, runs in results.items() if runs}
     if not shown or not all(os.path.isfile(i["file_name"]) for s in shown.values() for i in s):
         return None
-    figure = new_figure(5 * len(shown), 2.2 * IMAGES)
-    for axis, (arm, images) in zip(
-        figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True
-    ):
+    figure, axes = panels(len(shown), 5, 2.2 * IMAGES)
+    for axis, (arm, images) in zip(axes, shown.items(), strict=True):
         axis.imshow(_rows(images))
         axis.set_title(f"{arm}: truth, detections", fontsize=9)
         axis.axis("off")
-    figure.tight_layout()
     return figure
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tabulate import tabulate
 
 from ...reporting.columns import Result
-from ...reporting.drawing import bars, colour, new_figure
+from ...reporting.drawing import bars, new_figure, style
 from ...reporting.estimates import Estimate, mean_of
 from .measure import Options, Results
 
@@ -219,8 +219,10 @@ def _by_images(axis: Any, table: Table, severity: int) -> None:
     for number, domain in enumerate(rows):
         x = [int(n) if n != ALL else 2 * int(table.numbers[-2]) for n in table.numbers]
         own = [table.estimate(domain, domain, n).mean for n in table.numbers]
-        axis.plot(x, own, "o-", color=colour(number), label=_label(domain))
-        axis.axhline(table.estimate(domain, CHECKPOINT).mean, color=colour(number), ls="--", lw=1)
+        looks = style(domain, number)
+        axis.plot(x, own, marker="o", label=_label(domain), **looks)
+        under_checkpoint = table.estimate(domain, CHECKPOINT).mean
+        axis.axhline(under_checkpoint, color=looks["color"], ls="--", lw=1)
     axis.set_xscale("log")
     axis.set_xlabel("images for the statistics")
     axis.set_ylabel(table.metric)

@@ -34,8 +34,41 @@ def metric(task: str, name: str, kind: str | None = None) -> Callable[[Result], 
     return value
 
 
-def _error(kind: str) -> Callable[[Result], float | None]:
-    return metric("classification", "top1_error", kind)
+def _columns() -> tuple[Column, ...]:
+    """AP and errors under the run's own statistics, then under the other kinds."""
+    precision = "Mean average precision of {} on validation images, "
+    means = {
+        "box AP": precision.format("boxes") + "over overlaps from 0.5 to 0.95",
+        "mask AP": precision.format("masks") + "over overlaps from 0.5 to 0.95",
+        "box AP50": precision.format("boxes") + "at an overlap of 0.5",
+        "top-1 error": "Share of validation images whose most likely class is wrong",
+    }
+    under = {
+        None: ("", "under the statistics that the arm is tested with"),
+        "precise": (", PreciseBN", "under population statistics of a PreciseBN pass"),
+        "minibatch": (", mini-batch", "under mini-batch statistics, as in training"),
+    }
+    rows: tuple[tuple[str, str, str, str, str | None], ...] = (
+        ("box AP", "box AP", "bbox", "AP", None),
+        ("mask AP", "mask AP", "segm", "AP", None),
+        ("box AP50", "box AP50", "bbox", "AP50", None),
+        ("precise AP", "box AP", "bbox", "AP", "precise"),
+        ("minibatch AP", "box AP", "bbox", "AP", "minibatch"),
+        ("minibatch AP50", "box AP50", "bbox", "AP50", "minibatch"),
+        ("error", "top-1 error", "classification", "top1_error", None),
+        ("precise error", "top-1 error", "classification", "top1_error", "precise"),
+        ("minibatch error", "top-1 error", "classification", "top1_error", "minibatch"),
+    )
+    return tuple(
+        Column(
+            key,
+            f"{name}{under[kind][0]} (%)",
+            1,
+            metric(task, field, kind),
+            f"{means[name]}, {under[kind][1]}.",
+        )
+        for key, name, task, field, kind in rows
+    )
 
 
 def _draw(results: Results) -> "Figure | None":
@@ -44,24 +77,12 @@ def _draw(results: Results) -> "Figure | None":
         kind: [column[kind].estimate(runs) for runs in results.values()] for kind in STATISTICS
     }
     series = {kind: estimates for kind, estimates in series.items() if any(estimates)}
-    return bars(list(results), series, "box AP") if series else None
+    return bars(list(results), series, "box AP (%)") if series else None
 
 
 MEASURE = Measure(
     evaluation,
-    columns=(
-        Column("box AP", "box AP", 1, metric("bbox", "AP")),
-        Column("mask AP", "mask AP", 1, metric("segm", "AP")),
-        Column("box AP50", "box AP50", 1, metric("bbox", "AP50")),
-        Column("precise AP", "box AP, PreciseBN", 1, metric("bbox", "AP", "precise")),
-        Column("minibatch AP", "box AP, mini-batch", 1, metric("bbox", "AP", "minibatch")),
-        Column("minibatch AP50", "box AP50, mini-batch", 1, metric("bbox", "AP50", "minibatch")),
-        Column("error", "top-1 error, %", 1, metric("classification", "top1_error")),
-        *(
-            Column(f"{kind} error", f"top-1 error, %, {words}", 1, _error(kind))
-            for kind, words in (("precise", "PreciseBN"), ("minibatch", "mini-batch"))
-        ),
-    ),
+    columns=_columns(),
     figures=(
         Picture(
             "ap",

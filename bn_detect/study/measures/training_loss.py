@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ...reporting.columns import Column, Result, at
-from ...reporting.drawing import colour, new_figure
+from ...reporting.drawing import new_figure, style
 from .measure import Measure, Options, Picture, Results
 from .metrics import read_metrics, training_curves, training_summary
 from .subject import Subject
@@ -30,21 +30,31 @@ def _draw(results: Results) -> "Figure | None":
         columns = list(zip(*(c["loss_cls"][:length] for c in curves), strict=True))
         iterations = curves[0]["iteration"][:length]
         means = [sum(values) / len(values) for values in columns]
-        axis.plot(iterations, means, color=colour(number), label=arm)
+        looks = style(arm, number)
+        axis.plot(iterations, means, label=arm, **looks)
         if len(curves) > 1:
             low, high = ([end(values) for values in columns] for end in (min, max))
-            axis.fill_between(iterations, low, high, color=colour(number), alpha=0.15, lw=0)
+            axis.fill_between(iterations, low, high, color=looks["color"], alpha=0.15, lw=0)
     if not axis.lines:
         return None
     axis.set_xlabel("iteration")
-    axis.set_ylabel("training loss (class), nats")
-    axis.legend(fontsize=8)
+    axis.set_ylabel("training loss of classes (nats)")
+    axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 
 MEASURE = Measure(
     training_loss,
-    columns=(Column("loss", "training loss (class)", 2, at("last", "loss_cls")),),
+    columns=(
+        Column(
+            "loss",
+            "training loss of classes (nats)",
+            2,
+            at("last", "loss_cls"),
+            "Mean classification loss over the last tenth of training; much below the other arms' "
+            "it is a sign of a shortcut.",
+        ),
+    ),
     figures=(
         Picture(
             "curves",
