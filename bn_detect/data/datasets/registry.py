@@ -17,7 +17,16 @@ from ..errors import DatasetError
 from ..options import Options
 from ..prepared import RECORD, default_root, prepare_folder, read_record
 from ..registration import SPLITS, register_boxes
-from . import blood_cell_crops, blood_cells, digits, imported, leaky_shapes, letters, mnist, neon_trees
+from . import (
+    blood_cell_crops,
+    blood_cells,
+    digits,
+    imported,
+    leaky_shapes,
+    letters,
+    mnist,
+    neon_trees,
+)
 from .coco import mark_published
 from .image_folders import register_splits
 
