@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from ..reporting.columns import Column, at
+from ..layers import STATISTICS
+from ..reporting.columns import Column, Result, Value, at
 from .decompose import decomposition
 from .estimation_shift import estimation_shift
 from .figures.bars import (
@@ -52,6 +53,17 @@ class Probe:
     splits: tuple[str, ...] = ("TEST",)
     arguments: tuple[str, ...] = ()
     first: bool = False
+
+
+def _of_row(split: str, kind: str, field: str) -> Callable[[Result], Value | None]:
+    """Return what looks up a field of the decomposition's row of these images and statistics."""
+
+    def value(result: Result) -> Value | None:
+        rows = (r for r in result.get("rows", ()) if (r["split"], r["statistics"]) == (split, kind))
+        row = next(rows, None)
+        return row and row[field]
+
+    return value
 
 
 PROBES: dict[str, Probe] = {
@@ -98,6 +110,14 @@ PROBES: dict[str, Probe] = {
                 "The part of the swap that foreign companions of the same classes leave, beyond "
                 "resampling: what the head reads from the image's statistics, such as its light.",
             ),
+            Column(
+                "foreground label leakage",
+                "label leakage, foreground (nats)",
+                3,
+                at("label_leakage", "foreground"),
+                "The label leakage of foreground RoIs alone.",
+                shown=False,
+            ),
         ),
         figures=(SWAP, FLIPS),
         first=True,
@@ -134,6 +154,21 @@ PROBES: dict[str, Probe] = {
     "decomposition": Probe(
         decomposition,
         images=480,
+        columns=tuple(
+            Column(
+                f"{kind} {key}",
+                f"{header}, {kind} ({unit})",
+                3,
+                _of_row("val", kind, field),
+                f"{meaning} under {kind} statistics, of RoIs sampled as in training.",
+                shown=False,
+            )
+            for key, header, unit, field, meaning in (
+                ("loss", "RoI loss", "nats", "loss", "Classification loss"),
+                ("accuracy", "RoIs right", "share", "foreground_accuracy", "Foreground accuracy"),
+            )
+            for kind in STATISTICS
+        ),
         figures=(DECOMPOSITION,),
         splits=("TRAIN", "TEST"),
         arguments=("population_loader", "population_batches", "evaluate"),

@@ -119,22 +119,27 @@ class Swaps:
         return None if picks is None else Companions(pool, picks)
 
     def _same_class(self, members: Tensor) -> Companions | None:
-        return self._from_few_images(self._rois.labels[members], self._foreign.labels)
+        return self._from_few_images(members, self._rois.labels[members], self._foreign.labels)
 
     def _other_class(self, members: Tensor, group: Tensor) -> Companions | None:
         pool = self._foreign
         present = torch.isin(pool.labels, self._rois.labels[group].unique())
         kinds = pool.foreground.long().masked_fill(pool.foreground & present, -1)
-        return self._from_few_images(self._rois.foreground[members].long(), kinds)
+        return self._from_few_images(members, self._rois.foreground[members].long(), kinds)
 
-    def _from_few_images(self, wanted: Tensor, kinds: Tensor) -> Companions | None:
+    def _from_few_images(self, members: Tensor, wanted: Tensor, kinds: Tensor) -> Companions | None:
         """Draw foreign RoIs, at each step from the image that has most of those still wanted.
 
+        An image gives no more RoIs than an own image has among `members`, as long as there are
+        others: a shuffled batch holds a few RoIs of many images, and so do its new companions.
+
         Args:
-            wanted: (M,) the kind of each companion, numbered from 0.
+            members: (M,) the companions to replace.
+            wanted: (M,) the kind of each of them, numbered from 0.
             kinds: (len(pool),) the kind of each foreign RoI, -1 for those that are none.
         """
         pool, number = self._foreign, int(wanted.max()) + 1
+        most = int(self._rois.image[members].bincount().max())
         usable = (kinds >= 0) & (kinds < number)
         flat = (pool.image * number + kinds)[usable]
         counts = torch.bincount(flat, minlength=pool.num_images * number).view(-1, number)
@@ -142,19 +147,32 @@ class Swaps:
         if (counts.sum(0) < left).any():
             return None
         picks = torch.full_like(wanted, -1)
-        counts = counts.clone()
         order = torch.randperm(pool.num_images, generator=self._seeded)  # breaks ties
+        unused = torch.ones_like(order)
         while left.any():
-            image = order[torch.minimum(counts[order], left).sum(1).argmax()]
-            taken = torch.minimum(counts[image], left)
+            useful = torch.minimum(counts, left).sum(1)
+            if not (useful * unused).any():
+                unused.fill_(1)
+            image = order[(useful * unused)[order].argmax()]
+            taken = self._at_most(most, torch.minimum(counts[image], left))
             for kind in taken.nonzero()[:, 0]:
                 chosen = (pool.image == image) & (kinds == kind)
+                chosen[picks[picks >= 0]] = False
                 drawn = pool.shuffled(chosen, self._seeded)[: taken[kind]]
                 rows = ((wanted == kind) & (picks < 0)).nonzero()[:, 0][: taken[kind]]
                 picks[rows] = drawn
             left -= taken
-            counts[image] = 0
+            counts[image] -= taken
+            unused[image] = 0
         return Companions(pool, picks)
+
+    def _at_most(self, most: int, counts: Tensor) -> Tensor:
+        """Return how many of each kind remain when `most` are drawn of (kinds,) `counts`."""
+        if counts.sum() <= most:
+            return counts
+        kinds = torch.arange(len(counts)).repeat_interleave(counts)
+        drawn = kinds[torch.randperm(len(kinds), generator=self._seeded)[:most]]
+        return torch.bincount(drawn, minlength=len(counts))
 
     def _any_class(self, members: Tensor, same_class: Tensor) -> Companions | None:
         """Draw as many RoIs of each kind from as many images as `same_class` (M,) has."""
@@ -189,7 +207,7 @@ class Swaps:
         return self._from_own(members, wanted)
 
     def _foreground_of_partner(self, members: Tensor, index: int) -> Companions | None:
-        """Draw own RoIs, of which as many are foreground as in the image that plain would take.
+        """Draw own RoIs, of which as large a share is foreground as in the image plain would take.
 
         None, too, where each image has that many: then nothing is left to compare.
         """
@@ -198,8 +216,10 @@ class Swaps:
         for image in rois.image[members].unique():
             rows = (rois.image[members] == image).nonzero()[:, 0]
             of_partner = foreign.foreground[foreign.image == self._partner[image]]
-            target = int(rois.foreground[index] & (rois.image[index] == image))
-            number = min(max(int(of_partner.sum()) - target, 0), len(rows))
+            here = int(rois.image[index] == image)
+            share = (len(rows) + here) / int((rois.image == image).sum())  # of the image's RoIs
+            target = int(rois.foreground[index]) * here
+            number = min(max(round(share * int(of_partner.sum())) - target, 0), len(rows))
             same &= number == int(rois.foreground[members][rows].sum())
             for kind, part in ((1, rows[:number]), (0, rows[number:])):
                 there = (self._own.image == image) & (self._own.foreground == kind)

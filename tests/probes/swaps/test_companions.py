@@ -142,6 +142,20 @@ def test_same_class_takes_few_images_and_only_what_is_there():
     assert companions["plain"].filled is False
 
 
+def test_a_shuffled_batch_gets_companions_of_as_many_images():
+    """A group with a quarter of each of four images; foreign images could give it whole."""
+    own = labelled([[0, 0, BACKGROUND, BACKGROUND] * 2] * 4)
+    foreign = [labelled([[0, 0, 1, 1, *[BACKGROUND] * 4]] * 4, seed=i) for i in (1, 2)]
+    group = torch.arange(len(own))[::4]  # two of each image, all of class 0
+    group = torch.cat([group, group + 2]).sort().values
+    found = swaps_of(own, own, foreign).companions(group, 0)
+    for name in ("same_class", "any_class", "other_class"):
+        _, counts = found[name].pool.image[found[name].picks].unique(return_counts=True)
+        assert sorted(counts.tolist()) == [3, 4, 4, 4], name
+    # As large a share is foreground as in a foreign image: half of it.
+    assert "foreground" not in found
+
+
 def test_plain_says_where_it_fills_up():
     own = labelled([[0, 0, 0], [1]])
     foreign = [labelled([[0, 1], [2]], seed=1)]
