@@ -16,6 +16,7 @@ from pathlib import Path
 import yaml
 from detectron2.config import CfgNode
 
+from ..configuration.lazy_config import in_two
 from ..data import check_uses, register_derived
 from ..runtime.checkpoint_file import add_trust_option
 from ..runtime.files import read_json
@@ -129,9 +130,10 @@ def configured(file: str, args: argparse.Namespace) -> Study:
 
 
 def _with_options(study: Study, words: list[str]) -> Study:
-    if len(words) % 2:
+    pairs = [part for word in words for part in in_two(word)]
+    if len(pairs) % 2:
         raise ValueError(f"--options: {words[-1]!r} is left over; there must be KEY VALUE pairs")
-    options = dict(zip(words[::2], words[1::2], strict=True))
+    options = dict(zip(pairs[::2], pairs[1::2], strict=True))
     arms = tuple(dataclasses.replace(a, options=a.options | options) for a in study.arms)
     return dataclasses.replace(study, options=study.options | options, arms=arms)
 

@@ -1,27 +1,4 @@
-"""results.json: all that a study has measured.
-
-{"schema": 2,
- "study": the study's file, resolved (`plan.Study`),
- "command": how to repeat it,
- "versions": `versions.versions`,
- "arms": {NAME: {"runs": [measurements.json of each run that has measured something],
-                 "failed": [{"seed", "error", "log"}],
-                 "reference": {COLUMN: value}}}}
-
-measurements.json, of one run:
-
-{"arm", "seed": which run,
- "test_stats": its MODEL.ROI_BN.TEST_STATS,
- "iterations": of its training; 0 where it trained nothing,
- "train_seconds", "measure_seconds": how long both took,
- "measures": {NAME: what the measure yields (see its file under `measures`)},
- "started": {NAME: options}, "measured": {NAME: options} of what is complete,
- "failed": {NAME: cause} of what failed in the last try}
-
-"training_loss" holds {"last": {LOSS: mean}, "curves": {"iteration": [...], LOSS: [...]}},
-"evaluation" {KIND: {DATASET: {TASK: {METRIC: value}}}} with KIND minibatch, population or precise,
-and a probe the fields of its report.
-"""
+"""results.json: all that a study has measured; its schema is `results.schema.json` beside this."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -112,6 +89,17 @@ class Findings:
             for _, column in self.columns.values()
             if column.shown and any(self.estimate(arm, column.key) for arm in self.arms)
         ]
+
+    def data_of(self, arm: str) -> tuple[Any, ...]:
+        """Return DATASETS.TRAIN and TEST of an arm's options, None where the base says them."""
+        listed = {each["name"]: each for each in self.study["arms"]}
+        start = listed[arm].get("starts_from") or {}
+        made_by = start.get("arm") or listed[arm].get("inference_of")
+        names = [made_by, arm] if made_by else [arm]
+        options = dict(self.study.get("options") or {})
+        for name in names:
+            options |= listed[name].get("options") or {}
+        return options.get("DATASETS.TRAIN"), options.get("DATASETS.TEST")
 
     def of(self, arm: str, measure: str) -> list[Result]:
         """Return what the runs of an arm gave for a measure, seed by seed."""

@@ -22,6 +22,7 @@ from bn_detect.study.reading import read_study
 from bn_detect.study.results import Findings
 from bn_detect.study.runs import plan_runs
 from bn_detect.study.summary import Leaks
+from tests.helpers.schema import misfits
 
 from .conftest import write_study
 from .killed import ITERATIONS, Killed
@@ -123,6 +124,7 @@ def test_started_again_it_repeats_nothing(killed, capsys):
     printed = capsys.readouterr()
     assert "broken, seed 1" in printed.err
     results = json.loads((killed.output / "results.json").read_text())
+    assert misfits(results) == []
     found = Leaks(Findings(results))
     for arm in results["arms"]:  # one sentence on each, and where to read more
         assert f"{arm} " in printed.out and found.sentence(arm) in printed.out

@@ -84,7 +84,10 @@ def test_tables_of_results_fit_explain_themselves_and_are_sorted(browser, tmp_pa
     fits = "[...document.querySelectorAll('.scroll')].every(e => e.scrollWidth <= e.clientWidth)"
     assert page.evaluate(fits)
     tables = page.evaluate(ROWS)
+    widths = "[...document.querySelectorAll('table.results')].map(t => t.rows[0].cells.length)"
+    assert page.evaluate(widths) == [7, 9]  # the most that a table has
     assert len(tables) == 2 and all(arms == list(aps) for arms in tables)
+    assert "(640 RoIs of 160 images, 2 seeds)" in page.inner_text(".verdicts li:first-child")
     header = page.locator("th", has_text="box AP (%)").first
     assert "precision" in header.get_attribute("title")
     cell = page.locator("td", has_text="9.5").first

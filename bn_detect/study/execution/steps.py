@@ -67,7 +67,8 @@ def _train(folder: Path) -> None:
 
 def _config(folder: Path, *options: str) -> CfgNode:
     words = ["OUTPUT_DIR", str(folder), *options]
-    settings = argparse.Namespace(config_file=str(folder / "settings.yaml"), opts=words)
+    file = str(folder / "settings.yaml")
+    settings = argparse.Namespace(config_file=file, opts=words, made_here=True)
     return read_config(settings)
 
 
