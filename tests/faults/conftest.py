@@ -7,6 +7,7 @@ it saw, in one line. `--faults FILE` runs all in full, and writes the table.
 import datetime
 import os
 import platform
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -76,22 +77,37 @@ def studies(server, tmp_path_factory) -> Studies:
     return Studies(server.root, tmp_path_factory.mktemp("studies"))
 
 
+def told(item) -> tuple[str, str, str]:
+    """Section, fault and what should happen, of a test with the mark."""
+    marker = item.get_closest_marker("fault")
+    names = item.callspec.params if hasattr(item, "callspec") else {}
+    section = Path(item.fspath).stem.removeprefix("test_")
+    return section, marker.args[0].format(**names), marker.kwargs["should"].format(**names)
+
+
+def pytest_collection_modifyitems(items) -> None:
+    """Rows of docs/faults.md that read alike would not say what differs."""
+    rows = Counter(told(item)[:2] for item in items if item.get_closest_marker("fault"))
+    if alike := [row for row, number in rows.items() if number > 1]:
+        raise pytest.UsageError(f"these faults have one text: {alike}")
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     report = yield
     marker = item.get_closest_marker("fault")
     if marker is None or not (report.when == "call" or report.skipped):
         return report
-    names = item.callspec.params if hasattr(item, "callspec") else {}
+    section, fault, should = told(item)
     seen = "; ".join(item.stash.get(SEEN, []))
     if report.skipped:
         seen = f"not run: {report.longrepr[2].removeprefix('Skipped: ')}"
     elif report.failed:
         seen = f"FAILED: {str(call.excinfo.value).splitlines()[0]:.200}" if call.excinfo else seen
     row = {
-        "section": Path(item.fspath).stem.removeprefix("test_"),
-        "fault": marker.args[0].format(**names),
-        "what should happen": marker.kwargs["should"].format(**names),
+        "section": section,
+        "fault": fault,
+        "what should happen": should,
         "what happened": seen,
         "seconds": round(report.duration, 1),
     }

@@ -141,16 +141,16 @@ LAUNCHERS = {
 
 
 @pytest.mark.parametrize("kind", LAUNCHERS)
-@pytest.mark.parametrize("command", [train, precise_bn.main])
+@pytest.mark.parametrize("name", ["train", "precise-bn"])
 @pytest.mark.fault(
-    "a launcher's variables are half set: {kind}",
+    "a launcher's variables are half set for bn-detect {name}: {kind}",
     should="one line that names them, exit code 2; nothing hangs",
 )
-def test_launchers(kind, command, monkeypatch, capsys, tmp_path, happened):
-    for name, value in LAUNCHERS[kind].items():
-        monkeypatch.setenv(name, value)
-    words = ["--config-file", CONFIG]
-    if command is not train:
+def test_launchers(kind, name, monkeypatch, capsys, tmp_path, happened):
+    for variable, value in LAUNCHERS[kind].items():
+        monkeypatch.setenv(variable, value)
+    (command, _), words = COMMANDS[name], ["--config-file", CONFIG]
+    if name == "precise-bn":
         (tmp_path / "in.pth").write_bytes(b"not read")
         words += ["--weights", str(tmp_path / "in.pth"), "--output", str(tmp_path / "out.pth")]
     assert command(words) == 2

@@ -213,7 +213,7 @@ def test_read_only(server, tmp_path, happened):
 
 
 @pytest.mark.fault(
-    "--resume in the output folder of a run with another config",
+    "--resume in the output folder of a run with another config: {change}",
     should="exit code 2; what does not fit is named, and the checkpoint stays",
 )
 @pytest.mark.parametrize("change", ["a wider layer", "a layer less"])

@@ -20,7 +20,9 @@ from bn_detect.layers import (
 )
 from bn_detect.population import freeze_batchnorm
 from bn_detect.probes import companion_swap, own_batch
-from tests.layers.layouts.test_forward_clock import SETTINGS, Head, gradients, inference_in_threads
+from tests.helpers.ranks import run_ranks
+from tests.layers.layouts import test_forward_clock as clock
+from tests.layers.layouts.test_forward_clock import SETTINGS, Head, gradients
 from tests.layers.layouts.test_pooler_call import BOXES, Swapped, X
 from tests.layers.test_convert import Conv
 from tests.probes import toy
@@ -50,7 +52,8 @@ def test_checkpointing(size, happened):
 
 
 @pytest.mark.fault(
-    "activation checkpointing without the random state, several forwards before one backward",
+    "activation checkpointing without the random state, several forwards before one backward "
+    "(use_reentrant={reentrant})",
     should="refused with the remedy",
 )
 @pytest.mark.parametrize("reentrant", [False, True])
@@ -62,21 +65,54 @@ def test_checkpointing_without_random_state(reentrant, happened):
 
 
 @pytest.mark.fault(
-    "4 threads at inference with mini-batch statistics, each with images of its own",
+    "activation checkpointing under DistributedDataParallel on two ranks, forwards before one "
+    "backward, or before one backward each",
+    should="the gradients are those without checkpointing",
+)
+def test_checkpointing_on_ranks(happened):
+    by_rank = run_ranks(clock.on_rank, 2)
+    for found in by_rank:
+        for (*case, _), grads in found.items():
+            torch.testing.assert_close(grads, found[(*case, "nothing")], rtol=1e-9, atol=1e-9)
+    happened(f"{len(by_rank[0])} cases on each rank, equal")
+
+
+@pytest.mark.fault(
+    "a backward runs a new forward of the head, each with or without activation checkpointing",
+    should="both have the groups of their own images",
+)
+def test_forwards_in_backwards(happened):
+    parts = ("nothing", "head", "all")
+    cases = [(s, outer, inner) for s in SETTINGS for outer in parts for inner in parts]
+    for case in cases:
+        clock.test_a_new_forward_inside_a_backward(*case)
+    happened(f"{len(cases)} cases, equal")
+
+
+@pytest.mark.parametrize("what", ["one head", "replicas as DataParallel makes them"])
+@pytest.mark.fault(
+    "4 threads with mini-batch statistics, each with images of its own, call {what}",
     should="each gets what it gets alone",
 )
-def test_threads(size, happened):
-    head = Head({"batch": "shuffled", "test_stats": "minibatch"}).eval()
+def test_threads(what, size, happened):
+    if what == "one head":
+        heads = [Head({"batch": "shuffled", "test_stats": "minibatch"}).eval()] * 4
+    else:
+        heads = clock.replicas(Head({"batch": "images"}), 4)
     calls = size(60, 2000)
-    wrong = inference_in_threads([head] * 4, calls)
+    wrong = clock.inference_in_threads(heads, calls)
     assert wrong == 0
     happened(f"{wrong} of {4 * calls} outputs differ")
 
 
-@pytest.mark.fault("a layer in training mode is {how}", should="refused where groups are needed")
+@pytest.mark.fault("a layer {mode} is {how}", should="refused, where groups are needed")
 @pytest.mark.parametrize("how", ["scripted", "traced"])
-def test_torchscript(how, happened):
-    layer, x = RoIBatchNorm2d(2), torch.randn(4, 2, 3, 3)
+@pytest.mark.parametrize("mode", ["in training mode", "with mini-batch statistics at inference"])
+def test_torchscript(mode, how, happened):
+    layout = RoILayout(NormalizationBatch(test_stats="minibatch"))
+    layer = RoIBatchNorm2d(2, layout=layout).train(mode == "in training mode")
+    x = torch.randn(4, 2, 3, 3)
+    layout.record([2, 2])
     with pytest.raises((RuntimeError, torch.jit.Error)) as error:
         torch.jit.script(layer)(x) if how == "scripted" else torch.jit.trace(layer, x)
     happened(str(error.value).strip().splitlines()[-1])
@@ -202,7 +238,7 @@ UNCONVERTIBLE = {
 @pytest.mark.parametrize("convert", [convert_roi_batchnorm, convert_batchnorm])
 @pytest.mark.parametrize("kind", UNCONVERTIBLE)
 @pytest.mark.fault(
-    "a head to convert holds a BatchNorm that is {kind}",
+    "{convert.__name__} of a head that holds a BatchNorm that is {kind}",
     should="named, with what to do; nothing is converted",
 )
 def test_conversions(convert, kind, happened):

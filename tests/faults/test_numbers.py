@@ -81,7 +81,10 @@ def test_moving_average(kind, batch, happened):
         happened("the other image's statistics, with their own weight")
 
 
-@pytest.mark.fault("NaN in one level of a layer that levels share", should="nothing of it is kept")
+@pytest.mark.fault(
+    "NaN in one level of a layer that levels share, with the population {population}",
+    should="nothing of it is kept",
+)
 @pytest.mark.parametrize("population", ["shared", "level"])
 def test_levels(population, happened):
     layer = LevelBatchNorm2d(3, 2, batch="level", population=population)
@@ -105,7 +108,7 @@ def test_precise_bn(happened, caplog):
     happened(caplog.messages[-1])
 
 
-@pytest.mark.fault("NaN in the features of one step", should="training ends; the layer is named")
+@pytest.mark.fault("{kind} in the features of one step", should="training ends; the layer is named")
 @pytest.mark.parametrize("kind", ["inf", "NaN", "float16 overflow"])
 def test_loss_guard(kind, tmp_path, happened):
     model = Model()

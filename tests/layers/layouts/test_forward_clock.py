@@ -1,6 +1,8 @@
 """Which forward a question belongs to: under activation checkpointing, in backwards, in threads."""
 
+import contextlib
 import copy
+import itertools
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from threading import Barrier
@@ -242,15 +244,16 @@ def test_threads_have_recordings_of_their_own():
     assert inference_in_threads([head] * 4) == 0
 
 
+def replicas(head: nn.Module, number: int) -> list[nn.Module]:
+    """What DataParallel makes of a head for its threads."""
+    made = [head._replicate_for_data_parallel() for _ in range(number)]
+    for replica in made:
+        replica._modules.update(head.named_children())
+    return made
+
+
 def test_replicas_of_data_parallel_share_a_layout():
-    head = Head({"batch": "images"})
-    replicas = []
-    for _ in range(4):
-        replica = head._replicate_for_data_parallel()
-        for name, child in head.named_children():
-            replica._modules[name] = child
-        replicas.append(replica)
-    assert inference_in_threads(replicas) == 0
+    assert inference_in_threads(replicas(Head({"batch": "images"}), 4)) == 0
 
 
 def test_training_in_threads_with_checkpointing():
@@ -270,24 +273,28 @@ def test_training_in_threads_with_checkpointing():
 
 
 def on_rank(rank: int, world_size: int) -> dict:
+    """Gradients by batch, by "one" backward or one for "each" forward, and by what is repeated."""
     found = {}
-    for setting in ({"batch": "images"}, {"batch": "shuffled"}, {"batch": "global"}):
-        for repeated in ("nothing", "head", "all"):
-            head = DistributedDataParallel(Head(setting, repeated))
-            torch.manual_seed(rank)
-            inputs, losses = [features(10 * rank + seed) for seed in range(3)], []
-            with head.no_sync():
-                for x, boxes in zip(inputs, BOXES, strict=True):
-                    losses.append(loss_of(head(x, boxes)))
-                for loss in losses:
-                    loss.backward()
-            grads = [t.grad for t in (*inputs, *head.parameters())]
-            dist.barrier()
-            found[setting["batch"], repeated] = grads
+    for setting, backwards, repeated in itertools.product(
+        ({"batch": "images"}, {"batch": "shuffled"}, {"batch": "global"}),
+        ("one", "each"),
+        ("nothing", "head", "all"),
+    ):
+        head = DistributedDataParallel(Head(setting, repeated))
+        torch.manual_seed(rank)
+        inputs, losses = [features(10 * rank + seed) for seed in range(3)], []
+        with contextlib.nullcontext() if backwards == "one" else head.no_sync():
+            for x, boxes in zip(inputs, BOXES, strict=True):
+                losses.append(loss_of(head(x, boxes)))
+            for loss in [sum(losses)] if backwards == "one" else losses:
+                loss.backward()
+        grads = [t.grad for t in (*inputs, *head.parameters())]
+        found[setting["batch"], backwards, repeated] = grads
+        dist.barrier()
     return found
 
 
 def test_distributed_data_parallel():
-    for rank in run_ranks(on_rank, 2):
-        for (batch, _), grads in rank.items():
-            torch.testing.assert_close(grads, rank[batch, "nothing"], rtol=1e-9, atol=1e-9)
+    for found in run_ranks(on_rank, 2):
+        for (*case, _), grads in found.items():
+            torch.testing.assert_close(grads, found[(*case, "nothing")], rtol=1e-9, atol=1e-9)
