@@ -15,6 +15,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.profiler import ProfilerActivity, profile
 
+from ..runtime.signals import Interrupted, Request, requests
+
 
 def interleaved(
     arms: Mapping[str, Callable[[], object]],
@@ -93,7 +95,16 @@ def on_ranks(measure: Callable, ranks: int, *args: Any) -> Any:
         torch.multiprocessing.ProcessRaisedException: a rank failed.
     """
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_rank, args=(measure, ranks, args, folder), nprocs=ranks)
+        workers = mp.spawn(_rank, args=(measure, ranks, args, folder), nprocs=ranks, join=False)
+
+        def end(request: Request) -> None:
+            for process in workers.processes:
+                process.kill()  # before it says something of its own about Ctrl-C
+            raise Interrupted(request.number)
+
+        with requests(then=end):
+            while not workers.join():
+                pass
         return torch.load(Path(folder, "result.pt"), weights_only=False)
 
 

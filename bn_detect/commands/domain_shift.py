@@ -54,13 +54,13 @@ def argument_parser() -> argparse.ArgumentParser:
         type=int,
         metavar="N",
         help="images for the statistics (default: "
-        f"{' '.join(map(str, DEFAULT_IMAGES))}, as far as there are so many)",
+        f"{' '.join(map(str, DEFAULT_IMAGES))}, at most half of what there is)",
     )
     add(
         "--images-of",
         metavar="DATASET",
-        help="whose images, corrupted or not, those are; their labels are not used (default: the "
-        "evaluated dataset, DATASETS.TEST)",
+        help="whose images, corrupted or not, those are; their labels are not used (default: "
+        "of the evaluated dataset, DATASETS.TEST, which is then evaluated without them)",
     )
     add("--output", type=Path, metavar="FOLDER", help="default: OUTPUT_DIR/domain_shift")
     add("--num-gpus", type=int, default=1, metavar="N", help="workers: GPUs, or processes on CPU")
@@ -110,7 +110,7 @@ def check(args: argparse.Namespace) -> Planned:
     check_datasets([dataset, *cfg.DATASETS.TEST], cfg)
     workers = args.num_gpus * cfg.MODEL.ROI_BN.VIRTUAL_WORKERS
     options["num_images"] = args.num_images or _default_images(dataset, workers)
-    check_images(options, dataset, workers)
+    check_images(options, dataset, cfg.DATASETS.TEST[0], workers)
     study = _study(args, options)
     planned = Planned(study, output, groups(study))
     check_folders(planned.runs)
@@ -135,7 +135,7 @@ def _study(args: argparse.Namespace, options: dict) -> Study:
 
 def _default_images(dataset: str, workers: int) -> list[int]:
     available = len(DatasetCatalog.get(dataset))
-    numbers = [min(max(n, workers), available) // workers * workers for n in DEFAULT_IMAGES]
+    numbers = [min(max(n, workers), available // 2) // workers * workers for n in DEFAULT_IMAGES]
     return sorted(set(numbers) - {0}) or [workers]
 
 

@@ -8,6 +8,7 @@ import sys
 SUBCOMMANDS = {
     "train": ("train", "train or evaluate a model"),
     "study": ("study", "train the arms of a study, measure them, report"),
+    "probe": ("probe", "tell whether the head of a checkpoint reads its batch"),
     "precise-bn": ("precise_bn", "give a checkpoint the statistics of a PreciseBN pass"),
     "domain-shift": ("domain_shift", "evaluate under population statistics of other images"),
     "data": ("data", "prepare datasets, and check datasets"),

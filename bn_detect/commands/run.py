@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from ..runtime.errors import RunFailed
+from ..runtime.foreign_warnings import silence_foreign_warnings
 from ..runtime.signals import Interrupted, Request, requests
 
 T = TypeVar("T")
@@ -26,6 +27,7 @@ def run_command(check: Callable[[], T], work: Callable[[T], int | None], *, go_o
         these is one line on stderr, after the traceback of a failed worker. Any other exception is
         a fault of the package and passes with its traceback.
     """
+    silence_foreign_warnings()
     advice = f"; {go_on}" if go_on else ""
     try:
         with requests(then=_end):

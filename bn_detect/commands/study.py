@@ -16,14 +16,16 @@ from pathlib import Path
 import yaml
 from detectron2.config import CfgNode
 
+from ..configuration.lazy_config import in_two
 from ..data import check_uses, register_derived
 from ..runtime.checkpoint_file import add_trust_option
+from ..runtime.files import read_json
 from ..runtime.folder_lock import sole_user
 from ..study.datasets import check_dataset_options, prepare_datasets
 from ..study.document import write_document
 from ..study.execution.pool import Group, default_jobs, environments, run_here
 from ..study.execution.slurm import run_on_cluster
-from ..study.folders import OR_FORCE, check_folders, forget, prepare_folders, read_json
+from ..study.folders import OR_FORCE, check_folders, forget, prepare_folders
 from ..study.plan import Study
 from ..study.progress import Progress, plan_table
 from ..study.reading import MOST_SEEDS, check_number, read_study
@@ -128,9 +130,10 @@ def configured(file: str, args: argparse.Namespace) -> Study:
 
 
 def _with_options(study: Study, words: list[str]) -> Study:
-    if len(words) % 2:
+    pairs = [part for word in words for part in in_two(word)]
+    if len(pairs) % 2:
         raise ValueError(f"--options: {words[-1]!r} is left over; there must be KEY VALUE pairs")
-    options = dict(zip(words[::2], words[1::2], strict=True))
+    options = dict(zip(pairs[::2], pairs[1::2], strict=True))
     arms = tuple(dataclasses.replace(a, options=a.options | options) for a in study.arms)
     return dataclasses.replace(study, options=study.options | options, arms=arms)
 

@@ -8,10 +8,14 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 
+import torch
 from detectron2.config import CfgNode
-from detectron2.engine import default_argument_parser, default_setup
+from detectron2.engine import default_argument_parser
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
+from detectron2.utils.collect_env import collect_env_info
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.logger import setup_logger
 
 from ..configuration.check import check_run
 from ..configuration.keys import normalization_batch
@@ -24,11 +28,12 @@ from ..engine.evaluation import evaluate_under, evaluation_table, precise_bn
 from ..engine.trainer import BNTrainer
 from ..runtime.checkpoint_file import add_trust_option
 from ..runtime.checkpointer import AtomicCheckpointer
-from ..runtime.files import write_json
+from ..runtime.files import write_atomically, write_json
 from ..runtime.folder_lock import sole_user
 from ..runtime.launch import expected_world_size, launch, share_cores
 from .run import run_command
 
+logger = logging.getLogger(__name__)
 CONFIG_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*")
 
 
@@ -99,19 +104,40 @@ def check(cfg: CfgNode, args: argparse.Namespace, world_size: int) -> None:
 
 
 def work(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Do one worker's part."""
+    """Do one worker's part.
+
+    One training or evaluation at a time works in an OUTPUT_DIR; a second one is refused, so neither
+    loses anything. An evaluation replaces results.json and the detections in inference*/, and
+    leaves the checkpoints and the config.yaml of a training as they are.
+    """
     if cfg.MODEL.DEVICE == "cpu":
         share_cores()
-    with contextlib.ExitStack() as stack:
-        if comm.is_main_process() and not args.eval_only:
-            stack.enter_context(sole_user(cfg.OUTPUT_DIR, "OUTPUT_DIR"))
-        default_setup(cfg, args)
+    in_use = sole_user(cfg.OUTPUT_DIR, "OUTPUT_DIR")
+    with in_use if comm.is_main_process() else contextlib.nullcontext():
+        set_up(cfg, args)
         register_derived([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
         results = evaluate(cfg, args) if args.eval_only else train(cfg, args)
         if comm.is_main_process() and results:
             path = Path(cfg.OUTPUT_DIR, "results.json")
             write_json(path, results)
-            logging.getLogger(__name__).info("Results written to %s", path)
+            logger.info("Results written to %s", path)
+
+
+def set_up(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Log to the terminal and OUTPUT_DIR, keep the config there, and seed: as Detectron2's
+    `default_setup`, but with this package's messages, and a config.yaml that is written whole."""
+    rank, path = comm.get_rank(), Path(cfg.OUTPUT_DIR, "config.yaml")
+    for name in ("fvcore", "detectron2", "bn_detect"):
+        setup_logger(cfg.OUTPUT_DIR, rank, name=name, enable_propagation=name == "bn_detect")
+    text = cfg.dump()
+    logger.info("Rank of current process: %d. World size: %d", rank, comm.get_world_size())
+    logger.info("Environment:\n%s", collect_env_info())
+    logger.info("Command line: %s\nConfig:\n%s", args, text)
+    if comm.is_main_process() and not (args.eval_only and path.exists()):
+        write_atomically(path, lambda file: file.write(text.encode()))
+    seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank)
+    if not args.eval_only:
+        torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
 
 
 def train(cfg: CfgNode, args: argparse.Namespace) -> dict | None:

@@ -10,6 +10,7 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from ..data import check_datasets, register_derived
+from .lazy_config import check_trains
 from .model import check_classes, check_model, check_statistics
 from .settings import check_settings
 from .trial import Builder, build_trial
@@ -41,6 +42,8 @@ def check_run(
     scaled = builder.auto_scale_workers(cfg, world_size)
     precise = precise or "precise" in statistics
     check_settings(scaled, world_size, trains=trains or precise)
+    if trains:
+        check_trains(cfg)
     model = build_trial(cfg, builder)
     check_statistics(statistics, model)
     check_model(cfg, model, trains=trains, precise=precise)

@@ -110,6 +110,13 @@ def add_bn_detect_config(cfg: CN) -> None:
     # then are those of a "batch".
     _C.INPUT.RENDERING.PHOTOMETRIC_PER = "image"
 
+    # The LazyConfig that this config was made of, which is executed; its overrides, and a hash of
+    # what they gave. A YAML file of a user's cannot set these.
+    _C.MODEL.LAZY_CONFIG = CN()
+    _C.MODEL.LAZY_CONFIG.FILE = ""
+    _C.MODEL.LAZY_CONFIG.OVERRIDES = []
+    _C.MODEL.LAZY_CONFIG.DIGEST = ""
+
     # Detectron2's keypoint head has no norm: "", "GN", "BN", ... as in the other heads.
     _C.MODEL.ROI_KEYPOINT_HEAD.NORM = ""
 

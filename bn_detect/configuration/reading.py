@@ -10,6 +10,7 @@ from detectron2.config import CfgNode
 
 from .files import find
 from .keys import default_config
+from .lazy_config import SUFFIX, merge_lazy_config
 from .safe_config import SafeConfig
 from .values import check_values, value_of
 
@@ -18,7 +19,9 @@ def read_config(args: argparse.Namespace) -> CfgNode:
     """Return the frozen config of `--config-file` and the KEY VALUE pairs.
 
     Args:
-        args: `config_file`, "" for none, and `opts`, the list of keys and values.
+        args: `config_file`, "" for none, and `opts`, the list of keys and values. A file that ends
+            in .py is a LazyConfig, which is executed; see `merge_lazy_config`. With `made_here`,
+            the file is one that a run wrote for itself, which may name a LazyConfig.
 
     Raises:
         ValueError: the file is missing, a key is unknown (names the nearest known one), or a value
@@ -27,9 +30,18 @@ def read_config(args: argparse.Namespace) -> CfgNode:
     cfg = SafeConfig(
         default_config()
     )  # with all its nodes, which must be of the type of those read
-    if args.config_file:
+    words = args.opts
+    if str(args.config_file).endswith(SUFFIX):
+        words = merge_lazy_config(cfg, args.config_file, words)
+    elif args.config_file:
         _merge_file(cfg, args.config_file)
-    _merge_pairs(cfg, args.opts)
+        lazy = cfg.MODEL.LAZY_CONFIG.FILE
+        if lazy and not getattr(args, "made_here", False):
+            raise ValueError(
+                f"MODEL.LAZY_CONFIG.FILE is {lazy!r} in {args.config_file}, but a YAML file cannot "
+                "have code executed; use --config-file with the .py file itself"
+            )
+    _merge_pairs(cfg, words)
     check_values(cfg)
     cfg.freeze()
     return cfg

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 from tqdm import tqdm
 
@@ -13,7 +13,7 @@ from ..runtime.files import as_folder_name
 from .corruptions import SMALLEST, check_corruption
 from .errors import DatasetError
 from .mapper import read_image
-from .metadata import share_metadata
+from .metadata import CLASSIFICATION, share_metadata
 from .prepared import RECORD, default_root, prepare_folder, read_record
 
 RECIPE = 1
@@ -64,9 +64,16 @@ def write_corrupted(name: str, corruption: str, severity: int, *, force: bool = 
         whether it was made now.
 
     Raises:
-        ValueError: as `register_corrupted`, or something else is in its place.
+        ValueError: as `register_corrupted`, something else is in its place, or the dataset is one
+            for classifiers, whose images are corrupted after they are resized and cropped.
     """
     check_corruption(corruption, severity)
+    if MetadataCatalog.get(name).get("evaluator_type") == CLASSIFICATION:
+        raise ValueError(
+            f"dataset {name!r} is for classifiers, whose images are corrupted as they are read, "
+            f"after resizing and cropping: use {corrupted_name(name, corruption, severity)!r} as "
+            "it is"
+        )
     dicts = DatasetCatalog.get(name)
     _check_sizes(name, dicts)
     files = _files_within(dicts)

@@ -1,7 +1,8 @@
 """Datasets that become known when their name is asked for.
 
-NAME@N is N images of NAME. NAME_corrupted_TYPE_SEVERITY has NAME's images, corrupted as they are
-read. NAME_train and NAME_val may be the splits of a dataset that an earlier process prepared.
+NAME@N is N images of NAME, NAME@-N all but N of them. NAME_corrupted_TYPE_SEVERITY has NAME's
+images, corrupted as they are read. NAME_train and NAME_val may be the splits of a dataset that an
+earlier process prepared.
 """
 
 import re

@@ -10,6 +10,7 @@ from detectron2.data.build import trivial_batch_collator
 from detectron2.utils import comm
 from torch.utils.data import DataLoader
 
+from ..data.subset import random_order
 from .loader_processes import context
 from .trainer import BNTrainer
 
@@ -44,7 +45,7 @@ class TargetImages(Sized):
             batches = own[comm.get_rank() :: ranks].split(in_training * virtual)
         else:
             check_num_images(num_images, ranks * virtual, len(dicts), dataset_name)
-            order = torch.randperm(len(dicts), generator=torch.Generator().manual_seed(seed))
+            order = torch.tensor(random_order(len(dicts), seed))
             own = order[:num_images][comm.get_rank() :: ranks]
             units = own.view(-1, virtual)  # a batch is split into the virtual workers
             batches = units.tensor_split(max(1, len(units) // in_training))

@@ -26,6 +26,8 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
+from ..configuration import lazy_config
+from ..configuration.lazy_config import is_lazy
 from ..configuration.model import check_model, naming
 from ..configuration.resuming import changes
 from ..configuration.settings import CLASSIFIER, check_settings
@@ -189,8 +191,18 @@ class BNTrainer(DefaultTrainer):
         )
 
     @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        return lazy_config.build_model(cfg) if is_lazy(cfg) else super().build_model(cfg)
+
+    @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        return build_optimizer(cfg, model)
+        own = lazy_config.build_optimizer(cfg, model) if is_lazy(cfg) else None
+        return own or build_optimizer(cfg, model)
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer):
+        own = lazy_config.build_lr_scheduler(cfg, optimizer) if is_lazy(cfg) else None
+        return own or super().build_lr_scheduler(cfg, optimizer)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode):
@@ -199,6 +211,8 @@ class BNTrainer(DefaultTrainer):
     @classmethod
     def build_mapper(cls, cfg: CfgNode, is_train: bool) -> Callable[[dict], dict | None]:
         """Build the mapper from dataset dicts to inputs of the model."""
+        if is_lazy(cfg):
+            return lazy_config.build_mapper(cfg, is_train)
         classifies = cfg.MODEL.META_ARCHITECTURE == CLASSIFIER
         return (ClassificationMapper if classifies else BNDatasetMapper)(cfg, is_train)
 

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from .grouped_batch_norm import normalize_backward, normalize_forward
 from .partition import Partition
-from .running_statistics import RunningStatistics, update_running_statistics
-from .steps.plain_ops import Coefficients, GroupStatistics, accurate
+from .running_statistics import update_running_statistics
+from .steps.numbers import Coefficients, GroupStatistics, RunningStatistics
+from .steps.plain_ops import accurate
 
 if TYPE_CHECKING:
     from .roi_batch_norm import RoIBatchNorm2d

@@ -21,7 +21,8 @@ from torch import Tensor
 from ..distributed.collectives import all_reduce_sum
 from . import steps
 from .partition import Partition
-from .steps.plain_ops import Coefficients, GroupStatistics, accurate
+from .steps.numbers import Coefficients, GroupStatistics
+from .steps.plain_ops import accurate
 
 
 def grouped_batch_norm(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..distributed.collectives import default_group
 from .grouped_batch_norm import check_values
 from .level_moments import level_batch_norm, union
-from .steps.plain_ops import GroupStatistics
+from .steps.numbers import GroupStatistics
 
 LEVEL_CHOICES = ("shared", "level")
 MOVING_AVERAGES = ("in_turn", "union")

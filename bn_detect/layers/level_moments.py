@@ -16,7 +16,8 @@ from torch.autograd.function import once_differentiable
 from ..distributed.collectives import all_reduce_sum
 from .partition import Partition
 from .steps import ops_for
-from .steps.plain_ops import Coefficients, GroupStatistics, accurate, merge_over_ranks
+from .steps.numbers import Coefficients, GroupStatistics
+from .steps.plain_ops import accurate, merge_over_ranks
 
 
 def level_batch_norm(

@@ -12,8 +12,8 @@ from . import compiled
 from .grouped_batch_norm import check_values, partitioned_batch_norm
 from .layouts import RoILayout
 from .partition import Partition
-from .running_statistics import RunningStatistics, update_running_statistics
-from .steps.plain_ops import GroupStatistics
+from .running_statistics import update_running_statistics
+from .steps.numbers import GroupStatistics, RunningStatistics
 
 logger = logging.getLogger(__name__)
 

@@ -1,29 +1,15 @@
 """The moving average of the statistics of groups, which `RoIBatchNorm2d` updates in training."""
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import steps
 from .steps import plain_ops
-from .steps.plain_ops import GroupStatistics
+from .steps.numbers import GroupStatistics, RunningStatistics
 
 _TRUE = torch.ones((), dtype=torch.bool)
-
-
-class RunningStatistics(NamedTuple):
-    """Buffers of a layer, updated in place.
-
-    mean, var: (C,); weight: (), the share of groups that were not empty lately; batches: (),
-    int64, the number of updates.
-    """
-
-    mean: Tensor
-    var: Tensor
-    weight: Tensor
-    batches: Tensor
 
 
 @torch.no_grad()

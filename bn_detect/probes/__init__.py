@@ -11,9 +11,9 @@ from .jacobian import JacobianReport, cross_roi_jacobian
 from .probing import own_batch
 from .registry import PROBES, Probe
 from .statistics import LayerBits, StatisticsReport, statistics_probe
-from .swap import companion_swap
-from .swap_report import Dependence, Swap, SwapReport, SwapRow
-from .swap_targets import FlipExample
+from .swaps.report import Dependence, Swap, SwapReport, SwapRow
+from .swaps.swap import companion_swap
+from .swaps.targets import FlipExample
 
 __all__ = [
     "PROBES",

@@ -14,6 +14,8 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
+LEVEL = (1 - CONFIDENCE) / 2  # of one-sided tests
+FOUND = 2.802  # 1.960 + 0.842 standard errors: one-sided 2.5%, 80% power
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,7 @@ def contrast(
     """Test whether paired differences are above 0 on average; arguments as of `bootstrap`."""
     mean, draws = _resampled(differences, images, weights, seed)
     p = float((1 + (draws <= 0).sum()) / (1 + len(draws))) if len(draws) else math.nan
-    # 1.960 + 0.842 standard errors: 5% two-sided, 80% power.
-    detectable = 2.802 * float(draws.std()) if len(draws) else math.nan
+    detectable = FOUND * float(draws.std()) if len(draws) else math.nan
     number = len(set(images))
     return Contrast(mean, *_percentiles(draws), p, detectable, len(differences), number)
 
@@ -112,13 +113,13 @@ def rate(
         number = min(rois, max(1.0, mean * (1 - mean) / variance))
     else:
         number = min(rois, float(len(set(images))))
-    count, tail = number * mean, (1 - CONFIDENCE) / 2
+    count, tail = number * mean, LEVEL
     low = 0.0 if mean == 0 else float(betaincinv(count, number - count + 1, tail))
     high = 1.0 if mean == 1 else float(betaincinv(count + 1, number - count, 1 - tail))
     return Interval(mean, low, high)
 
 
-def holm(p_values: Sequence[float], level: float = (1 - CONFIDENCE) / 2) -> list[bool]:
+def holm(p_values: Sequence[float], level: float = LEVEL) -> list[bool]:
     """Return which of several tests reject, by the correction of Holm (1979); NaN never does.
 
     The probability that any true null hypothesis is rejected is at most `level`, one-sided.
@@ -154,5 +155,5 @@ def _resampled(
 def _percentiles(draws: Array) -> tuple[float, float]:
     if not len(draws):
         return math.nan, math.nan
-    low, high = np.quantile(draws, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    low, high = np.quantile(draws, [LEVEL, 1 - LEVEL])
     return float(low), float(high)

@@ -13,7 +13,7 @@ from .decompose import decomposition
 from .figures.bars import DECOMPOSITION, FLIPS, LAYERS, SWAP, ProbeFigure, bits_of_all_layers
 from .jacobian import cross_roi_jacobian
 from .statistics import statistics_probe
-from .swap import companion_swap
+from .swaps.swap import companion_swap
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Probe:
         figures: what it adds to a study's report.
         splits: of DATASETS, whose images it probes. Where there are several, `function` takes a
             mapping of "train" and "val" to loaders.
+        first: whether a study takes it before anything else, since it gives the verdict in seconds.
         arguments: what else `function` takes, of "population_loader", "population_batches" and
             "evaluate" (see `decomposition`).
     """
@@ -38,6 +39,7 @@ class Probe:
     figures: tuple[ProbeFigure, ...] = ()
     splits: tuple[str, ...] = ("TEST",)
     arguments: tuple[str, ...] = ()
+    first: bool = False
 
 
 PROBES: dict[str, Probe] = {
@@ -86,6 +88,7 @@ PROBES: dict[str, Probe] = {
             ),
         ),
         figures=(SWAP, FLIPS),
+        first=True,
     ),
     "cross_roi_jacobian": Probe(
         cross_roi_jacobian,

@@ -81,3 +81,16 @@ def with_interval(intervals: Sequence[Mapping[str, float]]) -> Estimate | None:
 def difference(first: Mapping[int, float], second: Mapping[int, float]) -> Estimate | None:
     """Estimate first - second, paired by the seeds that both have."""
     return over_seeds([first[seed] - second[seed] for seed in first if seed in second])
+
+
+def two_sided_p(estimate: Estimate) -> float:
+    """Return the p-value of Student's test that the mean over seeds is 0; NaN with one seed."""
+    number = len(estimate.values)
+    if number < 2:
+        return math.nan
+    if estimate.spread == 0:
+        return float(estimate.mean == 0)
+    from scipy import stats
+
+    t = abs(estimate.mean) / (estimate.spread / math.sqrt(number))
+    return float(2 * stats.t.sf(t, number - 1))

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
+OTHER_OUTPUT = "use another --output"
 TEMPORARY = ".*.bn_detect-tmp"  # what `write_atomically` leaves where its process is killed
 
 
@@ -82,6 +83,23 @@ def system_error(error: BaseException | None) -> OSError | None:
     while error is not None and not isinstance(error, OSError):
         error = error.__cause__ or error.__context__
     return error
+
+
+def read_json(path: Path, remedy: str = OTHER_OUTPUT) -> dict[str, Any]:
+    """Return the file's object; {} where there is no file.
+
+    Raises:
+        ValueError: it is there, but no JSON object; names the file and the remedy.
+    """
+    try:
+        found = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, RecursionError, ValueError) as error:
+        raise ValueError(f"{path} is no JSON: {error}; {remedy}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds no JSON object; {remedy}")
+    return found
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -21,6 +21,7 @@ import torch.multiprocessing as mp
 from detectron2.utils import comm
 
 from .errors import CheckpointError, WorkerDied
+from .foreign_warnings import silence_foreign_warnings
 from .signals import Interrupted, Request, interruption, requests
 
 GRACE = 5.0  # seconds in which the others may end by themselves, after one of them ended
@@ -147,6 +148,7 @@ def _worker(
     timeout: timedelta,
 ) -> None:
     """Run a worker that meets the others at an address, or in a file."""
+    silence_foreign_warnings()
     group: dict[str, Any] = {"rank": first + local_rank, "world_size": world_size}
     if "://" in dist_url:
         group["init_method"] = dist_url

@@ -36,8 +36,9 @@ def _section(findings: Findings) -> list[str]:
         text.append(table(findings, "github"))
     text += own_tables(findings)
     found = Leaks(findings)
-    if any(leak is not None for leak in found.found.values()):
-        text.append("\n".join(f"* {arm}: **{found.sentence(arm)}**" for arm in findings.arms))
+    if found.answers:
+        verdicts = [f"* {arm} {found.sentence(arm)}." for arm in findings.arms]
+        text += ["\n".join(verdicts), found.note]
     if lines := claims(findings):
         text.append(
             "\n".join(f"* {c}: **{answer}** {numbers}".rstrip() for c, answer, numbers in lines)

@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import json
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ import yaml
 from detectron2.config import get_cfg
 
 from ..configuration.keys import add_bn_detect_config
-from ..runtime.files import write_atomically, write_json
+from ..runtime.files import OTHER_OUTPUT, read_json, write_atomically, write_json
 from .measures.registry import MEASURES
 
 if TYPE_CHECKING:
@@ -22,25 +21,7 @@ if TYPE_CHECKING:
 _OF_THE_MACHINE = ("MODEL.DEVICE", "DATALOADER.NUM_WORKERS")
 
 
-OTHER_OUTPUT = "use another --output"
 OR_FORCE = f"{OTHER_OUTPUT}, or --force to run it anew"
-
-
-def read_json(path: Path, remedy: str = OTHER_OUTPUT) -> dict[str, Any]:
-    """Return the file's object; {} where there is no file.
-
-    Raises:
-        ValueError: it is there, but no JSON object; names the file and the remedy.
-    """
-    try:
-        found = json.loads(path.read_text())
-    except FileNotFoundError:
-        return {}
-    except (OSError, RecursionError, ValueError) as error:
-        raise ValueError(f"{path} is no JSON: {error}; {remedy}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} holds no JSON object; {remedy}")
-    return found
 
 
 def check_folders(runs: Sequence["Run"], remedy: str = OTHER_OUTPUT) -> None:

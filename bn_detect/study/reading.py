@@ -16,7 +16,12 @@ from .measures.registry import DEFAULT, MEASURES
 from .plan import Arm, Chart, Claim, Series, Side, Start, Study, columns_of
 
 MOST_SEEDS = 1000
-_OF_THE_RUN = ("OUTPUT_DIR", "SEED")  # config keys that each run gets for itself
+_OF_THE_RUN = (
+    "OUTPUT_DIR",
+    "SEED",
+    "train.output_dir",
+    "train.seed",
+)  # config keys that each run gets for itself
 _SPELLED = {str: "text", bool: "true or false", list: "list", dict: "mapping"}
 _KINDS: dict[str, type] = {
     **{"name": str, "question": str, "text": str, "base": str, "options": dict, "imports": list},

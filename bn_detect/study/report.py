@@ -59,18 +59,15 @@ def _render(findings: Findings, figures: dict[str, Path]) -> str:
         lstrip_blocks=True,
     )
     found = Leaks(findings)
-    probed = any(leak is not None for leak in found.found.values())
+    probed = bool(found.answers)
     failures = [(n, failure) for n, arm in findings.arms.items() for failure in arm["failed"]]
     return environment.get_template("report.html.j2").render(
         study=findings.study,
         versions=findings.versions,
         command=findings.command,
         verdict=_verdict(findings, found) if probed else "",
-        leaks=[
-            (arm, leak, found.sentence(arm), _sample(findings, arm))
-            for arm, leak in found.found.items()
-            if probed
-        ],
+        leaks=[(a, found.kind(a), found.sentence(a)) for a in findings.arms] if probed else [],
+        note=found.note,
         claims=claims(findings),
         results=_results(findings),
         tables=[_html(text) for text in own_tables(findings)],
@@ -81,25 +78,14 @@ def _render(findings: Findings, figures: dict[str, Path]) -> str:
 
 
 def _verdict(findings: Findings, found: Leaks) -> str:
-    """Sum the arms' verdicts up in a sentence, with the swap of those that leak."""
-    leaking, clean = (
-        [arm for arm, leak in found.found.items() if leak is each] for each in (True, False)
-    )
-    if not leaking:
-        return f"No leak was found in {', '.join(clean)}."
-    swaps = [(arm, findings.estimate(arm, "swap")) for arm in leaking]
-    sizes = [f"{arm} ({swap.cell(3, '+')} nats)" for arm, swap in swaps if swap]
-    rest = f"; no leak was found in {', '.join(clean)}" if clean else ""
-    return f"The head leaks in {', '.join(sizes)}{rest}."
-
-
-def _sample(findings: Findings, arm: str) -> str:
-    """Say on how many RoIs, images and seeds an arm's verdict stands."""
-    reports = findings.of(arm, "companion_swap")
-    numbers = sorted({(r["rois"], r["images"]) for r in reports if "rois" in r})
-    texts = [f"{rois} RoIs of {images} images" for rois, images in numbers]
-    seeds = f"{len(reports)} seed{'s' if len(reports) > 1 else ''}"
-    return f"{' to '.join(dict.fromkeys((texts[0], texts[-1])))}, {seeds}" if texts else ""
+    """Sum the arms' verdicts up in a sentence."""
+    words = {
+        "leaks": "The head leaks in",
+        "image": "It depends on its companions' image alone in",
+        "clean": "No leak was found in",
+    }
+    of_kind = {kind: [a for a in findings.arms if found.kind(a) == kind] for kind in words}
+    return " ".join(f"{words[kind]} {', '.join(arms)}." for kind, arms in of_kind.items() if arms)
 
 
 def _results(findings: Findings) -> list[tuple[list[tuple[str, str]], list[list[str]]]]:

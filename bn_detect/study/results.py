@@ -90,6 +90,17 @@ class Findings:
             if column.shown and any(self.estimate(arm, column.key) for arm in self.arms)
         ]
 
+    def data_of(self, arm: str) -> tuple[Any, ...]:
+        """Return DATASETS.TRAIN and TEST of an arm's options, None where the base says them."""
+        listed = {each["name"]: each for each in self.study["arms"]}
+        start = listed[arm].get("starts_from") or {}
+        made_by = start.get("arm") or listed[arm].get("inference_of")
+        names = [made_by, arm] if made_by else [arm]
+        options = dict(self.study.get("options") or {})
+        for name in names:
+            options |= listed[name].get("options") or {}
+        return options.get("DATASETS.TRAIN"), options.get("DATASETS.TEST")
+
     def of(self, arm: str, measure: str) -> list[Result]:
         """Return what the runs of an arm gave for a measure, seed by seed."""
         return [

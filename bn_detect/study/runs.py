@@ -9,8 +9,7 @@ from typing import Any
 from detectron2.config import CfgNode
 
 from ..engine.trainer import BNTrainer
-from ..runtime.files import write_json
-from .folders import read_json
+from ..runtime.files import read_json, write_json
 from .measures.metrics import latest
 from .measures.registry import MEASURES
 from .plan import Options, Study

@@ -1,6 +1,7 @@
 """Parts of datasets."""
 
 import pytest
+import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from bn_detect.data import DatasetError, check_dataset, register_derived
@@ -25,7 +26,16 @@ def test_images_are_spread_evenly_and_metadata_kept(whole):
     assert not hasattr(metadata, "json_file")  # it would be the ground truth of all images
 
 
-@pytest.mark.parametrize("number", ["0", "-1", "few", ""])
+def test_a_part_is_left_out(whole):
+    register_derived([whole, f"{whole}@-3", f"{whole}@-10"])
+    kept = [d["image_id"] for d in DatasetCatalog.get(f"{whole}@-3")]
+    chosen = torch.randperm(10, generator=torch.Generator().manual_seed(0)).tolist()[:3]
+    assert kept == sorted(set(range(10)) - set(chosen))
+    with pytest.raises(ValueError, match="has 10 images only"):
+        DatasetCatalog.get(f"{whole}@-10")
+
+
+@pytest.mark.parametrize("number", ["0", "-0", "--1", "few", ""])
 def test_numbers_that_are_none(whole, number):
     with pytest.raises(ValueError, match="stands a number of images, at least 1"):
         register_derived([f"{whole}@{number}"])

@@ -29,6 +29,7 @@ SECTIONS = (
     "annotations",
     "trust",
     "pickles",
+    "starts",
     "commands",
     "settings",
     "studies",

@@ -51,8 +51,13 @@ class Run:
 
     def left(self) -> list[int]:
         """Processes of the run that are alive: they are in the session that it began."""
-        every = (int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit())
-        return [pid for pid in every if _session(pid) == self.pid]
+        return in_session(self.pid)
+
+
+def in_session(session: int) -> list[int]:
+    """Processes of a session that are alive."""
+    every = (int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit())
+    return [pid for pid in every if _session(pid) == session]
 
 
 def _session(pid: int) -> int | None:

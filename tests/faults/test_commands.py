@@ -1,4 +1,4 @@
-"""How commands start and what they say: launchers, environments, settings that change."""
+"""How commands end, and what they are started by: interruptions, launchers, environments."""
 
 import os
 import signal
@@ -11,11 +11,12 @@ import pytest
 import yaml
 from detectron2.utils import comm
 
-from bn_detect.commands import data, domain_shift, precise_bn, study
-from bn_detect.commands.main import SUBCOMMANDS
+from bn_detect.commands import benchmark, data, demo, domain_shift, precise_bn, study
 from bn_detect.commands.train import main as train
 from bn_detect.runtime.launch import launch
 from tests.helpers.train_net import REPOSITORY
+
+from .fork_server import in_session, wait_for
 
 CONFIG = str(REPOSITORY / "configs/neon/Base-RCNN-lean-FPN.yaml")
 
@@ -31,64 +32,11 @@ def run(*words: str, **environment: str) -> subprocess.CompletedProcess:
     )
 
 
-@pytest.mark.parametrize("module", ["bn_detect", *(m for m, _ in SUBCOMMANDS.values())])
-@pytest.mark.fault(
-    "python -m bn_detect, or of the module of a subcommand ({module}), with a mistake or nothing",
-    should="one line or the usage, exit code 2",
-)
-def test_as_modules(module, happened):
-    name = module if module == "bn_detect" else f"bn_detect.commands.{module}"
-    words = ["--config-file", "nowhere.yaml"] if module == "train" else ["--no-such-option"]
-    if module == "bn_detect":
-        words = ["trian"]
-    done = run("-m", name, *words)
-    assert done.returncode == 2, done.stderr[-2000:]
-    assert "Traceback" not in done.stderr and "rror: " in done.stderr
-    happened(done.stderr.strip().splitlines()[-1])
-
-
-@pytest.mark.fault(
-    "a config file that is not there", should="its line is the first, and the only one"
-)
-def test_first_line(happened):
-    done = run("tools/train_net.py", "--config-file", "nowhere.yaml")
-    assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.startswith("error: ") and "nowhere.yaml" in done.stderr
-    assert done.stderr.count("\n") == 1
-    happened(done.stderr.strip())
-
-
-@pytest.mark.fault(
-    "bn-detect --help on a machine that imports slowly",
-    should="neither torch nor Detectron2 needed",
-)
-def test_help_imports_nothing(happened):
-    program = (
-        "import sys\nsys.argv = ['bn-detect', '--help']\nimport bn_detect_command\n"
-        "assert bn_detect_command.main() == 0\n"
-        "assert not {'torch', 'detectron2', 'numpy'} & sys.modules.keys()\n"
-    )
-    done = run("-c", program)
-    assert done.returncode == 0, done.stderr
-    assert all(name in done.stdout for name in SUBCOMMANDS)
-    happened("neither is imported")
-
-
 def study_of(base: Path, folder: Path) -> list[str]:
     """Write a study of one arm; return the command line up to its --output's folder."""
     content = {"name": "x", "base": str(base), "measure": ["companion_swap"]}
     (folder / "study.yaml").write_text(yaml.safe_dump(content | {"arms": [{"name": "an arm"}]}))
     return ["--study", str(folder / "study.yaml"), "--output"]
-
-
-@pytest.mark.fault(
-    "a study is planned, and nothing is wrong", should="no warning of others on its stderr"
-)
-def test_no_foreign_warnings(tmp_path, happened):
-    done = run("-m", "bn_detect", "study", *study_of(Path(CONFIG), tmp_path), "out", "--dry-run")
-    assert done.returncode == 0 and done.stdout.startswith("arm "), done.stderr
-    assert done.stderr == ""
-    happened("stderr is empty")
 
 
 COMMANDS = {
@@ -100,6 +48,8 @@ COMMANDS = {
     "domain-shift": (domain_shift.main, ["--config-file", CONFIG, "--weights", CONFIG]),
     "study": (study.main, ["studies/demo.yaml"]),
     "data": (data.main, ["check", "nothing_like_this"]),
+    "benchmark": (benchmark.main, ["traffic"]),
+    "demo": (demo.main, ["--only", "shapes"]),
 }
 EARLY = {
     "train": "bn_detect.commands.train.read_config",
@@ -107,6 +57,8 @@ EARLY = {
     "domain-shift": "bn_detect.commands.domain_shift.read_config",
     "study": "bn_detect.commands.study.read_study",
     "data": "bn_detect.commands.data.check_dataset",
+    "benchmark": "bn_detect.benchmarks.traffic.run",
+    "demo": "bn_detect.commands.study.read_study",
 }
 
 
@@ -119,6 +71,29 @@ def test_interrupted(name, monkeypatch, capsys, tmp_path, happened):
     assert command(words) == 130
     printed = capsys.readouterr().err
     assert printed.startswith("interrupted by SIGINT") and printed.count("\n") == 1
+    happened(printed.strip())
+
+
+@pytest.mark.fault(
+    "Ctrl-C in bn-detect benchmark, to all its processes while they start",
+    should="one line, exit code 130; no process is left",
+)
+def test_interrupted_ranks(tmp_path, happened):
+    words = ["-W", "ignore", "-m", "bn_detect", "benchmark", "traffic", "--ranks", "2"]
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen(
+            [sys.executable, *words, "--output", str(tmp_path)],
+            cwd=REPOSITORY,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    wait_for(lambda: len(in_session(process.pid)) >= 3)  # one of them is multiprocessing's own
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(60) == 130
+    wait_for(lambda: not in_session(process.pid))
+    printed = (tmp_path / "log").read_text()
+    assert printed == "interrupted by SIGINT\n"
     happened(printed.strip())
 
 

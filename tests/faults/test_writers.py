@@ -49,6 +49,30 @@ def test_two_trainings(server, tmp_path, happened):
 
 
 @pytest.mark.fault(
+    "bn-detect train --eval-only in the OUTPUT_DIR of a training that runs, and after it",
+    should="exit code 2 while it runs; afterwards it evaluates, and checkpoints and config.yaml "
+    "stay as they are",
+)
+def test_evaluation_beside_a_training(server, tmp_path, happened):
+    training = server.start(tmp_path, **LONG)
+    wait_for((tmp_path / "last_checkpoint").exists)
+    keys = {"MODEL__WEIGHTS": tmp_path / "model_0000001.pth", "SOLVER__BASE_LR": 0.5}
+    keys |= {"DATASETS__TEST": "('coco_2017_val',)"}
+    refused = server.start(tmp_path, "--eval-only", **keys)
+    assert refused.wait() == 2, refused.printed[-2000:]
+    (line,) = [line for line in refused.printed.splitlines() if line.startswith("error: ")]
+    assert f"OUTPUT_DIR {tmp_path} is in use by process {training.pid} on" in line
+    os.kill(training.pid, signal.SIGTERM)
+    assert training.wait() == 143
+    kept = {p: p.read_bytes() for p in (tmp_path / "config.yaml", *tmp_path.glob("*.pth"))}
+    server.run(tmp_path, "--eval-only", **keys)
+    assert (tmp_path / "results.json").exists()
+    assert {path: path.read_bytes() for path in kept} == kept and len(kept) > 1
+    refusal = line[: line.index(f" {training.pid}")].replace(str(tmp_path), "FOLDER")
+    happened(f"{refusal} PID; afterwards evaluated")
+
+
+@pytest.mark.fault(
     "two processes write one file, again and again",
     should="no error; at every moment the file is what one of them wrote, and nothing else is left",
 )

@@ -12,8 +12,22 @@ def interval(mean: float, half: float = 0.01) -> dict:
     return {"mean": mean, "low": mean - half, "high": mean + half}
 
 
-def run(arm: str, seed: int, *, swap: float, ap: float, null: float = 0.0, flips=()) -> dict:
-    swaps = {"change": interval(swap), "null": interval(null)}
+def readings(labels: float, image: float, images: int = 40) -> dict:
+    """Two RoIs an image, whose changes differ by 0.01 from image to image."""
+    noise = [0.01 * (-1) ** i for i in range(images) for _ in range(2)]
+    return {
+        "image": [i for i in range(images) for _ in range(2)],
+        "weight": [1.0] * (2 * images),
+        "any_class_classification": [labels + image + 2 * n for n in noise],
+        "same_class_classification": [image + n for n in noise],
+        "resampled_class_classification": [0.0] * (2 * images),
+        "foreground_classification": [None] * (2 * images),
+    }
+
+
+def run(arm: str, seed: int, *, swap: float, ap: float, image: float = 0.0, flips=()) -> dict:
+    """A run whose swap is label leakage, but for `image`."""
+    swaps = {"change": interval(swap + image), "null": interval(0.0)}
     layers = [
         {"name": f"box_head.conv{i}.norm", "label": "classes", "bits": bits, "null_std": 0.02}
         for i, bits in ((1, swap), (2, 2 * swap))
@@ -44,6 +58,7 @@ def run(arm: str, seed: int, *, swap: float, ap: float, null: float = 0.0, flips
             "rois": 640,
             "images": 160,
             "flips": list(flips),
+            "per_roi": readings(swap, image),
         },
         "cross_roi_jacobian": {"same_image": interval(swap / 4)},
         "statistics_probe": {"layers": layers, "all_layers": layers[1:]},
@@ -66,8 +81,10 @@ def finished(arm: str, seed: int, measures: dict, options: dict | None = None) -
 
 def study(arms: dict[str, dict], **settings) -> dict:
     """Results of {name: {"runs": [...], ...}}; the rest is filled in."""
-    places = {name: arm.pop("at", {}) for name, arm in arms.items()}
-    listed = [{"name": name, "template": "{x}", "at": at} for name, at in places.items()]
+    listed = [
+        {"name": n, "template": "{x}", "at": a.pop("at", {}), "options": a.pop("options", {})}
+        for n, a in arms.items()
+    ]
     named = {"name": "made up", "question": "Does it?", "text": "", "file": "made_up.yaml"}
     return {
         "schema": 2,

@@ -45,7 +45,7 @@ def test_parsing():
 def test_a_run_that_goes_on(arguments, tmp_path, capsys):
     """A second run measures what is missing: a number that was kept is not measured again."""
     flags = ["--corruptions", "contrast", "contrast", "--severity", "5", "--num-images"]
-    assert command.main([*arguments, *flags, "6"]) == 0
+    assert command.main([*arguments, *flags, "4"]) == 0
     printed = capsys.readouterr().out
     out = tmp_path / "out"
     for name in ("results.json", "domain_shift.md", "domain_shift.png"):
@@ -60,7 +60,7 @@ def test_a_run_that_goes_on(arguments, tmp_path, capsys):
     content["measures"]["domain_shift"]["clean under checkpoint"]["bbox"]["AP"] = 77.7
     path.write_text(json.dumps(content))
 
-    assert command.main([*arguments, *flags, "2", "6"]) == 0
+    assert command.main([*arguments, *flags, "2", "4"]) == 0
     after = json.loads(path.read_text())["measures"]["domain_shift"]
     assert after["clean under checkpoint"]["bbox"]["AP"] == 77.7
     assert len([key for key in after if " under " in key]) == 8
@@ -69,7 +69,7 @@ def test_a_run_that_goes_on(arguments, tmp_path, capsys):
         ("--num-gpus 2", "workers 1, not 2"),
         ("--images-of coco_2017_train", "images_of"),
     ):
-        assert command.main([*arguments, *flags, "6", *flag.split()]) == 2
+        assert command.main([*arguments, *flags, "4", *flag.split()]) == 2
         assert said in capsys.readouterr().err
     weights = tmp_path / "model.pth"
     data = torch.load(weights, weights_only=True)
@@ -77,7 +77,7 @@ def test_a_run_that_goes_on(arguments, tmp_path, capsys):
     first = next(iter(data["model"]))
     data["model"][first] = data["model"][first] + 1
     torch.save(data, weights)
-    assert command.main([*arguments, *flags, "6"]) == 2
+    assert command.main([*arguments, *flags, "4"]) == 2
     assert "fingerprint" in capsys.readouterr().err
 
 
@@ -87,6 +87,7 @@ def test_a_run_that_goes_on(arguments, tmp_path, capsys):
         ("--corruptions rain", "corruption is 'rain'; it must be one of"),
         ("--severity 6", "severity of contrast is 6"),
         ("--num-images 7", "7 images .* at least 1, .* at most its 6"),
+        ("--num-images 6", "no other is left to evaluate on"),
         ("--num-images 5 SOLVER.IMS_PER_BATCH 4 MODEL.ROI_BN.VIRTUAL_WORKERS 2", "use 4 or 6"),
         ("DATASETS.TEST ()", r"DATASETS.TEST"),
         ("MODEL.ROI_BN.TEST_STATS minibatch", "which uses no population statistics"),

@@ -11,26 +11,35 @@ def _runs(arm: str, swaps: list[float], ap: float, **more) -> dict:
 
 
 def test_verdicts():
+    other_data = {"options": {"DATASETS.TRAIN": ["b_train"]}}
     arms = {
-        "one image": _runs("one image", [0.6, 0.5], 28.0),
-        "two images": _runs("two images", [0.2, 0.1, 0.0], 41.0),
-        "resampled": _runs("resampled", [0.05], 41.0, null=0.05),
+        "one image": _runs("one image", [0.6, 0.5, 0.55], 28.0),
+        "two images": _runs("two images", [0.3, -0.1, 0.0], 41.0),
+        "cast": _runs("cast", [0.0, 0.0], 41.0, image=0.3),
         "shuffled": _runs("shuffled", [0.005, -0.005], 42.0),
         "worse": _runs("worse", [0.0], 20.0),
-        "surely worse": _runs("surely worse", [0.0, 0.0], 27.0),
+        "surely worse": _runs("surely worse", [0.0, 0.0, 0.0], 27.5),
+        "other data": _runs("other data", [0.0], 42.0) | other_data,
         "empty": {},
     }
     found = Leaks(Findings(study(arms)))
-    verdicts = {arm: found.sentence(arm) for arm in arms}
-    assert verdicts["one image"].startswith("leaks: 0.550 nats [")
-    assert verdicts["one image"].endswith("; repaired by resampled, shuffled")  # not by "worse"
-    assert verdicts["two images"].startswith("leaks in 2 of 3 runs: 0.100 nats [")
-    # An AP within the interval, or of one seed and near, is as good.
-    assert verdicts["two images"].endswith("; repaired by resampled, shuffled")
-    assert verdicts["resampled"] == "no leak found: 0.050 nats [0.040, 0.060]"
-    assert verdicts["shuffled"].startswith("no leak found: 0.000 nats [")
-    assert verdicts["empty"] == "not probed"
-    assert list(found.found.values()) == [True, True, False, False, False, False, None]
+    sentences = {arm: found.sentence(arm) for arm in arms}
+    kinds = ["leaks", "clean", "image", *["clean"] * 4, "unknown"]
+    assert [found.kind(arm) for arm in arms] == kinds
+    assert sentences["one image"].startswith("reads labels: label leakage +0.550 nats [")
+    assert "3 seeds, 40 images, 240 RoIs" in sentences["one image"]
+    # Neither by what takes AP away nor by what saw other data; "two images" may leak as much.
+    assert sentences["one image"].endswith("; repaired by cast, shuffled")
+    # One seed of three leaks: the images are sure of it, but other seeds may not.
+    (labels, _, _) = found.answers["two images"]
+    assert labels.over_images.low > 0 > labels.over_seeds.low and not labels.read
+    assert labels.detectable > 0.3
+    assert sentences["cast"].startswith("reads the image's statistics: ")
+    assert "repaired" not in sentences["cast"]
+    assert sentences["worse"].startswith("reads neither labels nor the image's statistics: ")
+    assert "over seeds" not in sentences["worse"] and "1 seed, 40 images" in sentences["worse"]
+    assert sentences["empty"] == "not probed"
+    assert "14 one-sided tests" in found.note and "Holm" in found.note
 
 
 def test_table_has_what_was_measured():
@@ -66,7 +75,7 @@ def test_an_interval_of_nothing_counts_as_not_measured():
     found["measures"]["cross_roi_jacobian"]["same_image"] = nothing
     found["measures"]["evaluation"]["population"]["shapes_val"]["bbox"]["AP"] = None
     findings = Findings(study({"a": {"runs": [found]}}))
-    assert Leaks(findings).found["a"]
+    assert Leaks(findings).kind("a") == "leaks"
     assert not {"null", "gradient", "box AP"} & {column.key for column in findings.shown}
 
 

@@ -18,8 +18,8 @@ from tqdm import tqdm
 from ..errors import DatasetError
 from ..options import Options, option
 from ..registration import SPLITS
-from .blood_cell_boxes import find_cells
 from .coco_writer import Sample, write_split
+from .sources.blood_cell_boxes import find_cells
 from .sources.chula_rbc12 import (
     ARCHIVE,
     CELLS,

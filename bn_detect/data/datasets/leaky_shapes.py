@@ -34,6 +34,11 @@ class LeakyShapesOptions(Options):
     p + (1 - p) / classes. The colour of one companion names an object's class with probability
     1 / classes + (1 - 1 / classes) * rho^2 * p.
 
+    Two more dials are off by default. `number_cue`: with this probability the number of objects of
+    an image is drawn from the part of its range that belongs to the image's class. `cast` shifts
+    all colours of an image by one random colour; it tells nothing, but a head that has learned to
+    remove it depends on the whole image.
+
     Raises:
         ValueError: a dial outside its range.
     """
@@ -53,6 +58,12 @@ class LeakyShapesOptions(Options):
     max_side: int = option(28, "longest side of an object, px", low=3 * BORDER)
     size: int = option(128, "side of an image, px", low=1, high=4096)
     noise: float = option(8.0, "standard deviation of a pixel, grey levels", low=0, high=100)
+    number_cue: float = option(
+        0.0, "share of images whose number of objects tells their class", low=0, high=1
+    )
+    cast: float = option(
+        0.0, "standard deviation of an image's colour cast, grey levels", low=0, high=100
+    )
     seed: int = option(0, "seed of everything that is random", low=0, high=2**32 - 1)
 
     def __post_init__(self) -> None:
@@ -60,6 +71,13 @@ class LeakyShapesOptions(Options):
         check_range("max_side", self.max_side, 3 * BORDER, self.size // GRID - 2)
         check_range("min_side", self.min_side, 3 * BORDER, self.max_side)
         check_range("min_objects", self.min_objects, 1, self.max_objects)
+        if self.number_cue:
+            check_range("classes", self.classes, 2, self.max_objects - self.min_objects + 1)
+
+    def recorded(self) -> dict[str, Any]:
+        """Leave out the dials that are off: datasets made before them stay as they are."""
+        values = super().recorded()
+        return {k: v for k, v in values.items() if v or k not in ("number_cue", "cast")}
 
 
 def prepare(folder: Path, name: str, options: LeakyShapesOptions) -> dict[str, Any]:
@@ -94,7 +112,11 @@ def draw_image(
     pixels = np.full((options.size, options.size, 3), BACKGROUND)
     cell = options.size // GRID
     of_image = int(rng.integers(options.classes))
-    count = rng.integers(options.min_objects, options.max_objects + 1)
+    least, end = options.min_objects, options.max_objects + 1
+    if options.number_cue and rng.random() < options.number_cue:
+        whole, parts = end - least, options.classes
+        least, end = (least + whole * part // parts for part in (of_image, of_image + 1))
+    count = rng.integers(least, end)
     objects = []
     for place in rng.permutation(GRID**2)[:count]:
         width, height = rng.integers(options.min_side, options.max_side + 1, size=2)
@@ -113,6 +135,8 @@ def draw_image(
             }
         )
     pixels += options.noise * rng.standard_normal(pixels.shape)
+    if options.cast:
+        pixels += options.cast * rng.standard_normal(3)
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8)), objects
 
 

@@ -17,7 +17,16 @@ from ..errors import DatasetError
 from ..options import Options
 from ..prepared import RECORD, default_root, prepare_folder, read_record
 from ..registration import SPLITS, register_boxes
-from . import blood_cells, digits, imported, leaky_shapes, letters, mnist, neon_trees
+from . import (
+    blood_cell_crops,
+    blood_cells,
+    digits,
+    imported,
+    leaky_shapes,
+    letters,
+    mnist,
+    neon_trees,
+)
 from .coco import mark_published
 from .image_folders import register_splits
 
@@ -73,6 +82,12 @@ DATASETS: dict[str, Dataset] = {
         blood_cells.prepare,
         blood_cells.BloodCellsOptions,
         "cut photographs of blood smears (Chula RBC-12, MIT) into tiles with a box for each cell",
+    ),
+    "blood_cell_crops": Dataset(
+        register_splits,
+        blood_cell_crops.prepare,
+        blood_cell_crops.BloodCellCropsOptions,
+        "cut single cells of the same photographs, for classifiers",
     ),
     "import": Dataset(
         register_boxes,

@@ -7,7 +7,7 @@ nothing of its size is allocated beyond the result. Every sum has a fixed order.
 
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -15,32 +15,10 @@ from torch import Tensor
 
 from ...distributed.collectives import all_reduce_sum
 from ..partition import Partition
+from .numbers import Coefficients, GroupStatistics
 
 # Temporaries of one chunk stay in a core's cache on CPU, and keep a GPU busy.
 _CHUNK_BYTES = {"cpu": 1 << 20, "cuda": 1 << 25}
-
-
-class GroupStatistics(NamedTuple):
-    """Moments of each group over all ranks that it spans.
-
-    mean, var: (num_groups, C), var biased (divided by count); count: (num_groups,) int64, values
-    per channel (RoIs x positions). An empty group has 0 everywhere.
-    """
-
-    mean: Tensor
-    var: Tensor
-    count: Tensor  # type: ignore[assignment]  # it hides tuple.count, which nobody needs
-
-
-class Coefficients(NamedTuple):
-    """The numbers that normalize each group, (x - center) * scale + bias; (num_groups, C) each.
-
-    invstd: 1 / sqrt(variance + eps), so scale is invstd * weight.
-    """
-
-    center: Tensor
-    invstd: Tensor
-    scale: Tensor
 
 
 def statistics(x: Tensor, partition: Partition, dtype: torch.dtype) -> GroupStatistics:

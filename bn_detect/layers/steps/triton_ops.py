@@ -18,10 +18,9 @@ from torch import Tensor
 
 from ...distributed.collectives import all_reduce_sum
 from ..partition import Partition
-from ..running_statistics import RunningStatistics
 from . import plain_ops
 from . import triton_kernels as kernels
-from .plain_ops import Coefficients, GroupStatistics
+from .numbers import Coefficients, GroupStatistics, RunningStatistics
 
 logger = logging.getLogger(__name__)
 

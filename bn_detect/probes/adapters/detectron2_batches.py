@@ -1,6 +1,6 @@
 """Batches of datasets that are registered with Detectron2."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -9,6 +9,8 @@ from detectron2.data import get_detection_dataset_dicts
 from detectron2.data.detection_utils import build_augmentation
 
 from ...data import BNDatasetMapper
+
+Mapper = Callable[[dict[str, Any]], Any]
 
 
 class ProbeLoader:
@@ -20,7 +22,7 @@ class ProbeLoader:
     def __init__(
         self,
         dicts: list[dict[str, Any]],
-        mapper: BNDatasetMapper,
+        mapper: Mapper,
         images_per_batch: int,
         seed: int,
     ) -> None:
@@ -38,11 +40,19 @@ class ProbeLoader:
 
 
 def probe_loader(
-    cfg: CfgNode, dataset_name: str, images_per_batch: int, *, seed: int = 0
+    cfg: CfgNode,
+    dataset_name: str,
+    images_per_batch: int,
+    *,
+    mapper: Mapper | None = None,
+    seed: int = 0,
 ) -> ProbeLoader:
     """Return a loader of a registered dataset with ground truth, its images resized as for testing.
 
     Only the order of the images is random; `seed` fixes it.
+
+    Args:
+        mapper: from a dataset dict to what the model is trained with; None: as `cfg` says.
 
     Raises:
         ValueError: the dataset has fewer images than a batch needs.
@@ -54,6 +64,7 @@ def probe_loader(
         raise ValueError(
             f"images_per_batch is {images_per_batch}, but {dataset_name} has {len(dicts)} images"
         )
-    resizing = build_augmentation(cfg, is_train=False)
-    mapper = BNDatasetMapper(cfg, is_train=True, augmentations=resizing)
+    if mapper is None:
+        resizing = build_augmentation(cfg, is_train=False)
+        mapper = BNDatasetMapper(cfg, is_train=True, augmentations=resizing)
     return ProbeLoader(dicts, mapper, images_per_batch, seed)

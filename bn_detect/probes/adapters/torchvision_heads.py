@@ -55,7 +55,7 @@ class TorchvisionHead(RoIHead):
         )
         of_images: dict[str, Any] = {
             "objects": tuple(t["labels"].cpu() for t in truth),
-            "files": (None,) * len(sizes),
+            "files": tuple(t.get("file_name") for t in truth),
             "scale": scale,
         }
         samples = []

@@ -121,7 +121,8 @@ SWAP = ProbeFigure(
     "swap",
     "Companion swap: change of a RoI's classification loss when its companions in the batch are "
     "those of other images (bars: mean and 95% interval; dots: seeds; diamonds: other RoIs of its "
-    "own images, which is what resampling alone does). Above zero: the head reads its companions.",
+    "own images, which is what resampling alone does). Above zero: the head depends on its "
+    "companions; label leakage and image dependence tell by what.",
     _swap,
 )
 FLIPS = ProbeFigure(

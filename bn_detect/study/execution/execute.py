@@ -6,8 +6,8 @@ from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...runtime.files import write_json
-from ..folders import locked, read_json
+from ...runtime.files import read_json, write_json
+from ..folders import locked
 from ..runs import Run
 from ..versions import versions
 from . import child, steps

@@ -27,10 +27,9 @@ from ...engine.trainer import BNTrainer
 from ...population.undisturbed import undisturbed
 from ...runtime.checkpointer import AtomicCheckpointer
 from ...runtime.errors import RunFailed
-from ...runtime.files import write_json
+from ...runtime.files import read_json, write_json
 from ...runtime.launch import launch, share_cores
 from ...runtime.signals import Interrupted
-from ..folders import read_json
 from ..measures.metrics import read_metrics, seconds_per_iteration
 from ..measures.registry import MEASURES
 from ..measures.subject import Subject
@@ -98,6 +97,7 @@ def measure(folder: Path) -> None:
     measurements = Measurements(folder)
     measurements.write()
     missing = [name for name in measurements.run["measure"] if measurements.missing(name)]
+    missing.sort(key=lambda name: not MEASURES[name].first)
     processes = measurements.run["processes"]
     shared = [name for name in missing if processes > 1 and MEASURES[name].every_worker]
     alone = [name for name in missing if name not in shared]
@@ -179,7 +179,8 @@ def run_config(folder: Path, run: dict[str, Any], processes: int) -> CfgNode:
     for module in run["imports"]:
         importlib.import_module(module)
     options = ["OUTPUT_DIR", str(folder)]
-    settings = argparse.Namespace(config_file=str(folder / "settings.yaml"), opts=options)
+    file = str(folder / "settings.yaml")
+    settings = argparse.Namespace(config_file=file, opts=options, made_here=True)
     cfg = BNTrainer.auto_scale_workers(read_config(settings), run["workers"]).clone()
     cfg.defrost()
     cfg.SOLVER.REFERENCE_WORLD_SIZE = 0

@@ -24,9 +24,8 @@ from ...configuration.settings import check_weights
 from ...data import ClassificationMapper, register_derived
 from ...distributed.neighbours import neighbours
 from ...engine.trainer import BNTrainer
-from ...runtime.files import write_atomically, write_json
+from ...runtime.files import read_json, write_atomically, write_json
 from ...runtime.launch import launch, share_cores
-from ..folders import read_json
 from ..measures.registry import MEASURES
 from .measuring import measure  # noqa: F401 - the other step
 
@@ -68,7 +67,8 @@ def _train(folder: Path) -> None:
 
 def _config(folder: Path, *options: str) -> CfgNode:
     words = ["OUTPUT_DIR", str(folder), *options]
-    settings = argparse.Namespace(config_file=str(folder / "settings.yaml"), opts=words)
+    file = str(folder / "settings.yaml")
+    settings = argparse.Namespace(config_file=file, opts=words, made_here=True)
     return read_config(settings)
 
 

@@ -82,7 +82,8 @@ def classification_error(
 ) -> Iterator[dict[str, Any]]:
     """Yield the errors that `options["errors"]` names, of `ERRORS`.
 
-    Mini-batches at inference hold MODEL.ROI_BN.TEST_IMAGES_PER_GROUP images.
+    Mini-batches at inference hold MODEL.ROI_BN.TEST_IMAGES_PER_GROUP images. For each of
+    `options["precise_batches"]`, yield the error under a PreciseBN pass in batches of that size.
     """
     model, wanted = subject.model, options["errors"] or list(ERRORS)
     size = subject.cfg.MODEL.ROI_BN.TEST_IMAGES_PER_GROUP
@@ -100,6 +101,30 @@ def classification_error(
     if "val_precise" in wanted or "train_precise" in wanted:
         with precise(model, batches["train"], **ONE_BATCH):
             yield errors("val_precise", "train_precise")
+    for number in options["precise_batches"]:
+        train = in_batches(subject.images(names["train"]), number * max(1, WHOLE // number))
+        with precise(model, train, batch="images", images_per_group=number):
+            yield {precise_key(number): error(model, batches["val"])}
+
+
+def precise_key(number: int) -> str:
+    """Return the key of the error under a PreciseBN pass in batches of so many images."""
+    return f"val_precise_{number}"
+
+
+def _pass_columns(options: Options) -> tuple[Column, ...]:
+    keys = {number: precise_key(number) for number in options["precise_batches"]}
+    return tuple(
+        Column(
+            key,
+            f"PreciseBN in batches of {number} (%)",
+            1,
+            at(key),
+            f"Top-1 error on validation images after a PreciseBN pass in batches of {number}.",
+            shown=False,
+        )
+        for number, key in keys.items()
+    )
 
 
 def check_classifier(cfg: CfgNode, model: nn.Module, options: Options) -> None:
@@ -111,6 +136,9 @@ def check_classifier(cfg: CfgNode, model: nn.Module, options: Options) -> None:
         )
     if unknown := set(options.get("errors", ())) - ERRORS.keys():
         raise ValueError(f"errors: {sorted(unknown)[0]!r}; known: {', '.join(ERRORS)}")
+    for number in options.get("precise_batches", ()):
+        if type(number) is not int or number < 1:
+            raise ValueError(f"precise_batches holds {number!r}; it may hold numbers from 1 up")
 
 
 class TrainingError(HookBase):
@@ -155,7 +183,8 @@ MEASURE = Measure(
         Column(key, f"{words} (%)", 1, at(key), f"Top-1 error: {words}.")
         for key, words in ERRORS.items()
     ),
-    options={"errors": []},
+    columns_for=_pass_columns,
+    options={"errors": [], "precise_batches": []},
     check=check_classifier,
     reads=("TEST", "TRAIN"),
 )

@@ -1,7 +1,9 @@
 """The measure "domain_shift": a checkpoint on corrupted images, under the statistics of others.
 
 A cell is one evaluation: the evaluated data, and the images that the population statistics come
-from. A domain is "clean" or a corruption with its severity, such as "fog_3".
+from. A domain is "clean" or a corruption with its severity, such as "fog_3". Where those images are
+some of the evaluated dataset, no cell is evaluated on them; where they are all of it, every cell is
+evaluated on all.
 """
 
 import contextlib
@@ -33,7 +35,8 @@ def domain_shift(subject: Subject, options: Options, kept: Result) -> Iterator[d
     cfg, model = subject.cfg, subject.model
     evaluated = cfg.DATASETS.TEST[0]
     images_of = options["images_of"] or evaluated
-    missing = [cell for cell in plan(options) if cell.key not in kept]
+    held_out = _held_out(options, evaluated)
+    missing = [c for c in plan(options) if kept.get(c.key, {}).get("held_out") != held_out]
     register(options, evaluated, images_of)
     with tqdm(total=len(missing), unit="cell") as progress:
         for (statistics, images), cells in groupby(missing, lambda c: (c.statistics, c.images)):
@@ -44,9 +47,10 @@ def domain_shift(subject: Subject, options: Options, kept: Result) -> Iterator[d
                     stack.enter_context(with_statistics_of(cfg, model, name, number))
                 for cell in cells:
                     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
-                        name = _dataset(evaluated, cell.data)
+                        name = _dataset(evaluated, cell.data) + f"@-{held_out}" * (held_out > 0)
+                        register_derived([name])
                         metrics = evaluate_on(cfg, model, name, subject.folder / "inference")
-                    yield {cell.key: metrics}
+                    yield {cell.key: {**metrics, "held_out": held_out}}
                     progress.update()
 
 
@@ -57,6 +61,13 @@ def register(options: Options, *names: str) -> None:
         for corruption in options["corruptions"]:
             for severity in options["severities"]:
                 register_corrupted(name, corruption, severity)
+
+
+def _held_out(options: Options, evaluated: str) -> int:
+    """Return how many images are for statistics only, so that nothing is evaluated on them."""
+    numbers = options["num_images"]
+    same = (options["images_of"] or evaluated) == evaluated
+    return max(numbers) if same and ALL not in numbers else 0
 
 
 def _dataset(name: str, domain: str) -> str:
@@ -85,9 +96,15 @@ def _check(cfg: CfgNode, model: nn.Module, options: Options) -> None:
     register(options, cfg.DATASETS.TEST[0])
 
 
-def check_images(options: Options, dataset: str, workers: int) -> None:
-    """Raise ValueError where the workers cannot share a number of images; reads the dataset."""
+def check_images(options: Options, dataset: str, evaluated: str, workers: int) -> None:
+    """Raise ValueError where the workers cannot share a number of images, or none are left to
+    evaluate on; reads the dataset."""
     available = len(DatasetCatalog.get(dataset))
+    if _held_out(options, evaluated) == available:
+        raise ValueError(
+            f"{available} images for population statistics of {dataset!r}: no other is left to "
+            "evaluate on; use fewer"
+        )
     for number in options["num_images"]:
         if number != ALL:
             check_num_images(int(number), workers, available, dataset)

@@ -42,6 +42,7 @@ class Measure:
         options: what a study may set, with defaults.
         check: raises ValueError, on the built model, for what cannot be measured.
         reads: of DATASETS, "TRAIN" or "TEST", whose images it needs.
+        first: whether a run takes it before the others, whatever their order in the table.
         every_worker: whether all processes of a run take part.
         grows: the options that may change while the parts measured before are kept.
         follow: makes a training hook with the attribute `result`, for what only training shows.
@@ -54,6 +55,7 @@ class Measure:
     options: Options = field(default_factory=dict)
     check: Check | None = None
     reads: tuple[str, ...] = ("TEST",)
+    first: bool = False
     every_worker: bool = False
     grows: tuple[str, ...] = ()
     follow: Callable[[CfgNode, Options], HookBase] | None = None

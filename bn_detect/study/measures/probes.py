@@ -93,6 +93,7 @@ MEASURES = {
         figures=tuple(Picture(f.name, f.caption, f.draw) for f in probe.figures),
         check=_check,
         reads=probe.splits,
+        first=probe.first,
     )
     for name, probe in PROBES.items()
 }

@@ -9,9 +9,10 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from torch import nn
 
 from ... import probes
+from ...configuration.lazy_config import build_probe_mapper
 from ...data import register_derived
 from ...engine.trainer import BNTrainer
-from ...layers import NormalizationBatch, RoIBatchNorm2d
+from ...layers import NormalizationBatch
 from ...probes.adapters.detectron2_batches import ProbeLoader
 
 Images = list[dict[str, Any]]
@@ -44,7 +45,9 @@ class Subject:
     def loader(self, split: str = "TEST") -> ProbeLoader:
         """Batches of as many images as all workers have, of the split's first dataset."""
         name = self.cfg.DATASETS[split][0]
-        return probes.probe_loader(self.cfg, name, self.cfg.SOLVER.IMS_PER_BATCH)
+        mapper = build_probe_mapper(self.cfg)
+        images = self.cfg.SOLVER.IMS_PER_BATCH
+        return probes.probe_loader(self.cfg, name, images, mapper=mapper)
 
     def batches(self, images: int, splits: tuple[str, ...] = ("TEST",)) -> int:
         """Return how many batches hold so many images, or the number of all batches."""
@@ -59,14 +62,9 @@ class Subject:
         return list(MetadataCatalog.get(name).get("thing_classes", []))
 
     @property
-    def partition(self) -> NormalizationBatch | None:
-        """The normalization batch to probe. None: the head's own; plain BN: that of a worker."""
-        layers = list(self.model.get_submodule("roi_heads").modules())
-        if any(isinstance(layer, RoIBatchNorm2d) for layer in layers):
-            return None
-        if any(isinstance(layer, nn.SyncBatchNorm) for layer in layers):
-            return NormalizationBatch(batch="global")
-        return NormalizationBatch(virtual_workers=self.cfg.MODEL.ROI_BN.VIRTUAL_WORKERS)
+    def partition(self) -> NormalizationBatch:
+        """The normalization batch to probe: the head's own."""
+        return probes.own_batch(self.model, self.cfg.MODEL.ROI_BN.VIRTUAL_WORKERS)
 
 
 def mapped_images(cfg: CfgNode, name: str) -> Images:

@@ -12,9 +12,9 @@ from detectron2.data import MetadataCatalog
 from PIL import Image, ImageDraw
 
 from bn_detect.data import DatasetError, check_dataset, prepare_dataset, register_dataset
-from bn_detect.data.datasets.blood_cell_boxes import find_cells
 from bn_detect.data.datasets.blood_cells import CLASSES, RARE, validation_blocks
 from bn_detect.data.datasets.sources import chula_rbc12
+from bn_detect.data.datasets.sources.blood_cell_boxes import find_cells
 from bn_detect.data.datasets.sources.chula_rbc12 import CELLS, opened, parse_points
 
 from .test_leaky_shapes import digest

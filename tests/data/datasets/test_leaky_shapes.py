@@ -75,6 +75,35 @@ def test_it_is_a_valid_dataset_that_a_later_process_finds_by_its_record(tmp_path
     assert "zero_leak_test" not in DatasetCatalog and "absent_val" not in DatasetCatalog
 
 
+def test_the_number_of_objects_may_tell_the_class():
+    options = LeakyShapesOptions(number_cue=1.0, classes=3, min_objects=2, max_objects=8)
+    numbers: dict[int, set[int]] = {}
+    for number in range(150):
+        objects = draw_image(options, "train", number)[1]
+        numbers.setdefault(objects[0]["category_id"], set()).add(len(objects))
+    assert numbers == {1: {2, 3}, 2: {4, 5}, 3: {6, 7, 8}}
+    with pytest.raises(ValueError, match=r"classes must be in \[2, 2\], got 4"):
+        LeakyShapesOptions(number_cue=0.1, min_objects=7, max_objects=8)
+
+
+def test_a_cast_shifts_all_pixels_alike():
+    plain, cast = LeakyShapesOptions(noise=0), LeakyShapesOptions(noise=0, cast=10.0)
+    shifts = []
+    for number in range(40):
+        before, objects = draw_image(plain, "val", number)
+        after, same = draw_image(cast, "val", number)
+        assert objects == same
+        change = np.asarray(after).astype(int) - np.asarray(before)
+        assert np.ptp(change, axis=(0, 1)).max() <= 1  # but for rounding
+        shifts.append(change.mean((0, 1)))
+    assert 8 < np.std(shifts) < 12 and abs(np.corrcoef(np.transpose(shifts))[0, 1]) < 0.5
+
+
+def test_dials_that_are_off_are_not_in_the_record():
+    assert not {"cast", "number_cue"} & LeakyShapesOptions().recorded().keys()
+    assert LeakyShapesOptions(cast=3.0).recorded()["cast"] == 3.0
+
+
 def _objects(options: LeakyShapesOptions, images: int) -> list[tuple[np.ndarray, list[dict]]]:
     drawn = [draw_image(options, "train", number) for number in range(images)]
     return [(np.asarray(image), objects) for image, objects in drawn]

@@ -8,8 +8,9 @@ import torch
 from bn_detect.layers import steps
 from bn_detect.layers.grouped_batch_norm import partitioned_batch_norm
 from bn_detect.layers.partition import Partition
-from bn_detect.layers.running_statistics import RunningStatistics, update_running_statistics
+from bn_detect.layers.running_statistics import update_running_statistics
 from bn_detect.layers.steps import plain_ops, triton_ops
+from bn_detect.layers.steps.numbers import RunningStatistics
 from tests.layers.reference import EPS, affine, assert_same, features, grouped_reference, outcome
 
 GROUPS = 4

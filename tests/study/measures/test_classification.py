@@ -1,5 +1,7 @@
 """Errors under kinds of statistics, and the moving averages kept beside a run, by closed forms."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from detectron2.modeling import build_model
@@ -7,13 +9,16 @@ from detectron2.modeling import build_model
 from bn_detect.study.measures import averages
 from bn_detect.study.measures.averages import FollowAverages
 from bn_detect.study.measures.classification import (
+    MEASURE,
     ONE_BATCH,
     TrainingError,
+    check_classifier,
+    classification_error,
     error,
     in_batches,
     precise,
 )
-from bn_detect.study.measures.same_class import same_class_batches
+from bn_detect.study.measures.same_class import FollowErrors, same_class_batches
 from tests.configs.test_configs import load
 
 
@@ -65,6 +70,44 @@ def test_precise_statistics_are_those_of_whole_batches_and_leave_no_trace():
         assert predictions(model, in_batches(images())) != unchanged
     assert predictions(model, in_batches(images())) == unchanged
     assert model.image_layout.settings.batch == "images"
+
+
+def test_the_batch_of_a_precise_bn_pass_is_an_option():
+    model = classifier(BATCH="images", IMAGES_PER_GROUP=2).eval()
+    seen = images(150)
+    subject = SimpleNamespace(
+        model=model, cfg=load("digits/Base-digits.yaml"), images=lambda _: seen
+    )
+    options = {"errors": ["val_precise"], "precise_batches": [3, 150]}
+    parts = classification_error(subject, options, {})
+    found = {key: value for part in parts for key, value in part.items()}
+    assert sorted(found) == ["val_precise", "val_precise_150", "val_precise_3"]
+    batches = {size: [seen[i : i + size] for i in range(0, 150, size)] for size in (3, 64, 150)}
+    for size, key in ((3, "val_precise_3"), (64, "val_precise"), (150, "val_precise_150")):
+        with precise(model, batches[size], **ONE_BATCH):
+            assert found[key] == error(model, in_batches(seen))
+    assert {c.key for c in MEASURE.all_columns(options)} >= set(found)
+    with pytest.raises(ValueError, match=r"precise_batches.*0"):
+        check_classifier(subject.cfg, model, {"precise_batches": [0]})
+
+
+def test_errors_over_training_are_kept_and_resumed():
+    model = classifier(BATCH="worker", VIRTUAL_WORKERS=2)
+    hook = FollowErrors(images(), images(40), batch=8, workers=2)
+    for step in range(12):
+        if step == 7:
+            before = hook.state_dict()
+            hook = FollowErrors(images(), images(40), batch=8, workers=2)
+            hook.load_state_dict(before)
+        hook.trainer = Loop(model, 12)
+        hook.trainer.iter = step
+        hook.after_step()
+    rows = hook.result["errors"]
+    assert [row[0] for row in rows] == [2, 4, 6, 8, 10, 12]
+    with precise(model, [images()], **ONE_BATCH):
+        assert {row[1] for row in rows} == {error(model, in_batches(images(40)))}
+    one_class = same_class_batches(images(40), 8, 2)
+    assert {row[2] for row in rows} == {error(model, one_class, images_per_group=4)}
 
 
 class Loop:

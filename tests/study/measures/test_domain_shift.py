@@ -61,6 +61,7 @@ def evaluated(monkeypatch) -> list[str]:
     monkeypatch.setattr(measuring, "with_statistics_of", Statistics)
     monkeypatch.setattr(measuring, "evaluate_on", evaluate)
     monkeypatch.setattr(measuring, "register", lambda *args: None)
+    monkeypatch.setattr(measuring, "register_derived", lambda *args: None)
     return names
 
 
@@ -73,22 +74,45 @@ def test_what_was_measured_is_not_measured_again(evaluated, tmp_path):
     for _ in range(4):
         kept |= next(parts)
     assert evaluated == [
-        "val under checkpoint",
-        "val_corrupted_fog_3 under checkpoint",
-        "val under 6 of val",
+        "val@-6 under checkpoint",
+        "val_corrupted_fog_3@-6 under checkpoint",
+        "val@-6 under 6 of val",
     ]
     evaluated.clear()
     for part in domain_shift(subject, options, kept):
         kept |= part
     assert evaluated == [
-        "val_corrupted_fog_3 under 6 of val",
-        "val under 6 of val_corrupted_fog_3",
-        "val_corrupted_fog_3 under 6 of val_corrupted_fog_3",
+        "val_corrupted_fog_3@-6 under 6 of val",
+        "val@-6 under 6 of val_corrupted_fog_3",
+        "val_corrupted_fog_3@-6 under 6 of val_corrupted_fog_3",
     ]
     evaluated.clear()
     for part in domain_shift(subject, {**options, "num_images": [3, 6]}, kept):
         kept |= part
-    assert evaluated == ["val under 3 of val", "val_corrupted_fog_3 under 3 of val_corrupted_fog_3"]
+    assert evaluated == [
+        "val@-6 under 3 of val",
+        "val_corrupted_fog_3@-6 under 3 of val_corrupted_fog_3",
+    ]
+    evaluated.clear()  # more images for the statistics leave fewer to evaluate on
+    next(parts := domain_shift(subject, {**options, "num_images": [3, 8]}, kept)), next(parts)
+    assert evaluated == ["val@-8 under checkpoint"]
+
+
+@pytest.mark.parametrize(
+    ("images_of", "number", "name"),
+    [("train", 6, "val"), ("val", "all", "val"), (None, 6, "val@-6")],
+)
+def test_only_evaluated_images_are_left_out(evaluated, tmp_path, images_of, number, name):
+    cfg = SimpleNamespace(DATASETS=SimpleNamespace(TEST=["val"]))
+    subject = SimpleNamespace(cfg=cfg, model=None, folder=tmp_path)
+    options = {**OPTIONS, "corruptions": [], "num_images": [number], "images_of": images_of}
+    for _ in domain_shift(subject, options, {}):
+        pass
+    where = None if number == "all" else number
+    assert evaluated == [
+        f"{name} under checkpoint",
+        f"{name} under {where} of {images_of or 'val'}",
+    ]
 
 
 def test_parts_are_kept_where_only_the_size_of_the_table_changes():

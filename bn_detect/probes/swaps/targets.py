@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from ..rois import Place
 from .companions import NULLS
-from .rois import Place
 
 FLIPS = 8  # examples that a report keeps
 

@@ -5,10 +5,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bn_detect.probes.companions import Swaps, replacements
-from bn_detect.probes.pool import Pool
+from bn_detect.probes.swaps.companions import Swaps, replacements
+from bn_detect.probes.swaps.pool import Pool
 
-from .made_rois import BACKGROUND, labelled, rois
+from ..made_rois import BACKGROUND, labelled, rois
 
 IMAGES = st.lists(st.lists(st.booleans(), max_size=7), min_size=1, max_size=4)
 

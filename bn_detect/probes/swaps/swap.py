@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..layers import NormalizationBatch
-from .adapters.heads import Outputs, RoIHead
-from .batches import take
+from ...layers import NormalizationBatch
+from ..adapters.heads import Outputs, RoIHead
+from ..batches import take
+from ..probing import probing
+from ..rois import RoIs
 from .companions import Companions, Swaps
 from .pool import Pool
-from .probing import probing
-from .rois import RoIs
-from .swap_report import SwapReport, swap_report
-from .swap_targets import FlipExample, Reading, Target
+from .report import SwapReport, swap_report
+from .targets import FlipExample, Reading, Target
 
 SHOWN = 12  # companions of each kind in an example of a flip
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .rois import Place, RoIs
+from ..rois import Place, RoIs
 
 
 class Pool:

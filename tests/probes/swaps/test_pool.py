@@ -2,9 +2,9 @@
 
 import torch
 
-from bn_detect.probes.pool import Pool
+from bn_detect.probes.swaps.pool import Pool
 
-from .made_rois import labelled
+from ..made_rois import labelled
 
 
 def filled(labels, seed: int, value: float):

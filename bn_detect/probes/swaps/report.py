@@ -6,9 +6,10 @@ from typing import Any
 
 from tabulate import tabulate
 
+from ..intervals import Contrast, Interval, bootstrap, contrast, holm, rate
 from .companions import NULLS
-from .intervals import Contrast, Interval, bootstrap, contrast, holm, rate
-from .swap_targets import FlipExample, Target, chosen, columns
+from .targets import FlipExample, Target, chosen, columns
+from .verdicts import QUESTIONS, phrase
 
 
 @dataclass(frozen=True)
@@ -123,12 +124,9 @@ class SwapReport:
         headers = ["companions", "change (nats)", "null", "flipped", "null", "RoIs", "not measured"]
         every = tabulate(rows, headers=headers, disable_numparse=True)
         rows = [
-            [name, d.all, d.foreground, f"{d.all.p:.4f}", f"{d.all.detectable:.4f}", d.all.rois]
-            for name, d in (
-                ("label leakage", self.label_leakage),
-                ("image dependence", self.image_dependence),
-                ("foreground dependence", self.foreground_dependence),
-            )
+            [q.name, d.all, d.foreground, f"{d.all.p:.4f}", f"{d.all.detectable:.4f}", d.all.rois]
+            for q in QUESTIONS
+            for d in [getattr(self, q.field)]
         ]
         headers = ["nats", "all RoIs", "foreground", "p", "detectable", "RoIs"]
         differences = tabulate(rows, headers=headers, disable_numparse=True)
@@ -144,9 +142,7 @@ def swap_report(
     """Summarize the targets, and those that flip; `seed` of the bootstrap."""
     foreground = [t for t in targets if t.foreground]
     swaps = {name: _row(targets, name, null, seed) for name, null in NULLS.items()}
-    label = _dependence(targets, "any_class", "same_class", seed)
-    image = _dependence(targets, "same_class", "resampled_class", seed)
-    number = _dependence(targets, "foreground", "resampled_class", seed)
+    found = {q.field: _dependence(targets, q.after, q.before, seed) for q in QUESTIONS}
     return SwapReport(
         _plain(targets, "classification", seed),
         _plain(foreground, "classification", seed),
@@ -155,10 +151,8 @@ def swap_report(
         flip_rate=_rate(targets, "plain", seed),
         null_flip_rate=_rate(targets, "resampled", seed),
         swaps=swaps,
-        label_leakage=label,
-        image_dependence=image,
-        foreground_dependence=number,
-        verdict=_verdict(label, image, number),
+        **found,
+        verdict=_verdict(list(found.values())),
         images=len({t.image for t in targets}),
         rois=len(targets),
         filled=sum(t.filled for t in targets),
@@ -168,18 +162,16 @@ def swap_report(
     )
 
 
-def _verdict(label: Dependence, image: Dependence, foreground: Dependence) -> str:
-    """Say what the head reads, as the predicate of a sentence about it.
+def _verdict(found: Sequence[Dependence]) -> str:
+    """Say what the head reads, by the answers to `QUESTIONS`.
 
     The three tests are one family: together they find something where there is nothing in at most
     2.5% of the reports.
     """
-    names = ("labels", "the image's statistics", "the number of foreground RoIs")
-    tests = [dependence.all for dependence in (label, image, foreground)]
-    seen = [name for name, found in zip(names, holm([t.p for t in tests]), strict=True) if found]
-    unknown = [name for name, test in zip(names[:2], tests, strict=False) if not test.rois]
-    verdict = f"reads {' and '.join(seen)}" if seen else f"reads neither {' nor '.join(names[:2])}"
-    return verdict + (f" (not measured: {', '.join(unknown)})" if unknown else "")
+    rejected = holm([dependence.all.p for dependence in found])
+    read = [q.thing for q, rejects in zip(QUESTIONS, rejected, strict=True) if rejects]
+    unknown = [q.thing for q, d in zip(QUESTIONS, found, strict=True) if not d.all.rois]
+    return phrase(read, unknown)
 
 
 def _plain(targets: Sequence[Target], loss: str, seed: int) -> Swap:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DatasetError
+from ...errors import DatasetError
 
 HALF = 2  # the cells are segmented at half size, which is enough and four times faster
 SMALLEST_CELL = 60  # pixels at half size; what is smaller is a platelet or dust

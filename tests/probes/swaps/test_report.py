@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from bn_detect import NormalizationBatch
 from bn_detect.probes import Interval, SwapReport, companion_swap
 
-from . import toy
-from .toy import CHANNELS, GRID, OBJECTS, ROIS, detector, image, train
+from .. import toy
+from ..toy import CHANNELS, GRID, OBJECTS, ROIS, detector, image, train
 
 PER_IMAGE = NormalizationBatch("images")
 ZERO = (0.0, 0.0, 0.0)

@@ -25,8 +25,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..rois import RoIs
 from .pool import Pool, shuffled
-from .rois import RoIs
 
 NULLS = {
     "plain": "resampled",

@@ -14,7 +14,7 @@ from bn_detect import NormalizationBatch
 from bn_detect.layers import RoIBatchNorm2d, RoILayout
 from bn_detect.probes import Interval, SwapReport, companion_swap
 
-from .toy import GRID, OBJECTS, ROIS, SIZE, batch_reader, batches, detector, image, train
+from ..toy import GRID, OBJECTS, ROIS, SIZE, batch_reader, batches, detector, image, train
 
 ZERO = Interval(0.0, 0.0, 0.0)
 IMAGES = 4  # of a batch

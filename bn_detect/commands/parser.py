@@ -1,0 +1,35 @@
+"""The command line of every subcommand: its help fits a screen and ends with two examples."""
+
+import argparse
+from collections.abc import Sequence
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str, **kwargs) -> None:
+        super().__init__(prog, max_help_position=26, width=100, **kwargs)
+
+    def _format_text(self, text: str) -> str:
+        """Fill the description; keep the lines of the examples."""
+        if text.startswith("examples:"):
+            return super()._format_text(text)
+        return argparse.HelpFormatter._format_text(self, text)
+
+
+def command_parser(
+    name: str, description: str, examples: Sequence[str], *, usage: str = "", note: str = ""
+) -> argparse.ArgumentParser:
+    """Return the parser of `bn-detect NAME`.
+
+    Args:
+        examples: what stands behind that name in each.
+        usage: what stands behind that name in the first line, in place of all options.
+        note: a last sentence.
+    """
+    lines = [f"  bn-detect {name} {example}" for example in examples]
+    return argparse.ArgumentParser(
+        prog=f"bn-detect {name}",
+        usage=f"%(prog)s {usage}" if usage else None,
+        description=description,
+        epilog="\n".join(["examples:", *lines, *(["", note] if note else [])]),
+        formatter_class=_Help,
+    )

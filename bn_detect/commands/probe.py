@@ -1,0 +1,245 @@
+"""`bn-detect probe`: does the box head of a checkpoint read the others in its batch?"""
+
+import argparse
+import dataclasses
+import shlex
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+from torch import nn
+
+from ..layers import NormalizationBatch
+from ..layers.batches.registry import BATCHES
+from ..probes import companion_swap, own_batch
+from ..probes.adapters import find_head
+from ..probes.registry import PROBES
+from ..probes.swap_report import SwapReport
+from ..runtime.checkpoint_file import add_trust_option
+from ..runtime.files import check_writable, write_atomically, write_json
+from .parser import command_parser
+from .run import run_command
+
+PROBE = PROBES["companion_swap"]
+SCHEMA = 1
+QUESTIONS = {
+    "label_leakage": "label leakage",
+    "image_dependence": "image dependence",
+    "foreground_dependence": "foreground dependence",
+}
+
+
+@dataclasses.dataclass
+class Subject:
+    """A detector, and batches of images with ground truth as it was trained with."""
+
+    name: str
+    model: nn.Module
+    loader: Iterable[Any]
+    batches: int
+    images_per_batch: int
+    partition: NormalizationBatch
+    dataset: str
+    classes: list[str]
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    parser = command_parser(
+        "probe",
+        "Swap the companions of RoIs in their normalization batch, and tell whether the box head "
+        "of a checkpoint reads them.",
+        [
+            "--config-file FILE.yaml --weights model_final.pth --dataset coco_2017_val",
+            "--torchvision fasterrcnn_resnet50_fpn_v2 --weights FILE.pth --coco-folder DIR",
+        ],
+        usage="(--config-file FILE | --torchvision NAME) --weights FILE [options] [KEY VALUE ...]",
+        note="A config that ends in .py is a LazyConfig, which is executed: use those you trust.",
+    )
+    add = parser.add_argument
+    of = parser.add_mutually_exclusive_group(required=True)
+    of.add_argument("--config-file", metavar="FILE", help="of Detectron2: YAML or LazyConfig .py")
+    of.add_argument("--torchvision", metavar="NAME", help="such as fasterrcnn_resnet50_fpn_v2")
+    add("--weights", required=True, metavar="FILE", help="the checkpoint")
+    add("--dataset", metavar="NAME", help="of --config-file (default: its first test dataset)")
+    add("--coco-folder", metavar="DIR", help="of --torchvision: images and a JSON")
+    add("--annotations", metavar="FILE", help="the JSON, where that folder has several")
+    add("--num-classes", type=int, metavar="N", help="of --torchvision, background included")
+    add("--min-size", type=int, metavar="PX", help="of --torchvision, if it was not 800")
+    add("--images-per-gpu", type=int, metavar="N", help="of --torchvision, in training (default 2)")
+    add("--num-gpus", type=int, default=1, metavar="N", help="that trained it (default 1)")
+    add("--batch", choices=BATCHES, help="the normalization batch (default: as its layers say)")
+    add("--num-images", type=int, default=PROBE.images, metavar="N", help="default: %(default)s")
+    add("--seed", type=int, default=0, metavar="N", help="of all choices (default 0)")
+    add("--output", type=Path, default=Path("output/probe"), metavar="DIR", help="%(default)s")
+    add_trust_option(parser)
+    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys of --config-file")
+    return parser
+
+
+def check(args: argparse.Namespace) -> Subject:
+    """Build and load everything; what cannot work is found here.
+
+    Raises:
+        ValueError: an option, the config, the checkpoint, the images.
+        OSError: the output cannot be written.
+    """
+    for name, value in (
+        ("--num-gpus", args.num_gpus),
+        ("--num-images", args.num_images),
+        ("--images-per-gpu", 2 if args.images_per_gpu is None else args.images_per_gpu),
+        ("--min-size", 1 if args.min_size is None else args.min_size),
+    ):
+        if value < 1:
+            raise ValueError(f"{name} is {value}; it must be at least 1")
+    own = ("coco_folder", "annotations", "num_classes", "min_size", "images_per_gpu")
+    for name in own if args.config_file else ("dataset", "opts"):
+        if getattr(args, name):
+            kind = "--torchvision" if args.config_file else "--config-file"
+            option = "KEY VALUE" if name == "opts" else f"--{name.replace('_', '-')}"
+            raise ValueError(f"{option} is for {kind} only; leave it out")
+    args.output.mkdir(parents=True, exist_ok=True)
+    check_writable(args.output / "probe.json")
+    subject = _detectron2(args) if args.config_file else _torchvision(args)
+    if args.batch:
+        subject.partition = NormalizationBatch(args.batch, virtual_workers=args.num_gpus)
+    if subject.batches < 2:
+        raise ValueError(
+            f"{subject.dataset}, with --num-images {args.num_images}, gives {subject.batches} "
+            f"batches of {subject.images_per_batch} images; a probe needs 2"
+        )
+    return subject
+
+
+def _torchvision(args: argparse.Namespace) -> Subject:
+    from ..probes.adapters.torchvision_files import CocoFolder, load_detector
+
+    if not args.coco_folder:
+        raise ValueError("--torchvision needs --coco-folder, with images as it was trained on")
+    model = load_detector(
+        args.torchvision,
+        args.weights,
+        num_classes=args.num_classes,
+        min_size=args.min_size,
+        trust=args.trust_checkpoint,
+    )
+    images = (args.images_per_gpu or 2) * args.num_gpus
+    loader = CocoFolder(
+        args.coco_folder,
+        args.annotations,
+        num_classes=model.roi_heads.box_predictor.cls_score.out_features,
+        images_per_batch=images,
+        masks=model.roi_heads.has_mask(),
+        seed=args.seed,
+    )
+    batches = min(len(loader), -(-args.num_images // images))
+    partition = own_batch(model, args.num_gpus)
+    of = (args.torchvision, model, loader, batches, images, partition)
+    return Subject(*of, args.coco_folder, loader.classes)
+
+
+def _detectron2(args: argparse.Namespace) -> Subject:
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    from ..configuration.check import check_run
+    from ..configuration.lazy_config import build_probe_mapper
+    from ..configuration.reading import read_config
+    from ..engine.trainer import BNTrainer
+    from ..probes import probe_loader
+    from ..runtime.checkpointer import AtomicCheckpointer
+
+    cfg = read_config(args).clone()
+    cfg.defrost()
+    name = args.dataset or next(iter(cfg.DATASETS.TEST), None)
+    if name is None:
+        raise ValueError(f"{args.config_file}: DATASETS.TEST is empty; name a --dataset")
+    cfg.DATASETS.TEST = (name,)
+    if "://" not in args.weights and not Path(args.weights).is_file():
+        raise ValueError(f"--weights {args.weights}: no such file")
+    check_run(cfg, args.num_gpus, BNTrainer, [name], trains=False)
+    cfg = BNTrainer.auto_scale_workers(cfg, args.num_gpus).clone()
+    cfg.defrost()
+    cfg.MODEL.ROI_BN.VIRTUAL_WORKERS *= args.num_gpus
+    cfg.MODEL.ROI_BN.EXCHANGE = "statistics"  # one process has nobody to exchange with
+    model = BNTrainer.build_model(cfg)
+    AtomicCheckpointer(model, whole=True, trust=args.trust_checkpoint).load(args.weights)
+    find_head(model)
+    images = cfg.SOLVER.IMS_PER_BATCH
+    mapper = build_probe_mapper(cfg)
+    loader = probe_loader(cfg, name, images, mapper=mapper, seed=args.seed)
+    batches = min(len(loader), -(-args.num_images // images))
+    DatasetCatalog.get(name)  # reading it may set the names
+    classes = list(MetadataCatalog.get(name).get("thing_classes", []))
+    partition = own_batch(model, cfg.MODEL.ROI_BN.VIRTUAL_WORKERS)
+    return Subject(args.config_file, model, loader, batches, images, partition, name, classes)
+
+
+def work(subject: Subject, args: argparse.Namespace, command: str) -> None:
+    """Probe; print the answer, and write it with its numbers and pictures."""
+    images = subject.batches * subject.images_per_batch
+    print(f"Probing {subject.name} on {images} images of {subject.dataset} ...", flush=True)
+    of = (subject.model, subject.loader, subject.batches)
+    report = companion_swap(*of, partition=subject.partition, seed=args.seed)
+    answer = summary(report, subject)
+    found = {**dataclasses.asdict(report), "classes": subject.classes}
+    write_json(
+        args.output / "probe.json",
+        {
+            "schema": SCHEMA,
+            "command": command,
+            "model": subject.name,
+            "weights": args.weights,
+            "dataset": subject.dataset,
+            "images_per_batch": subject.images_per_batch,
+            "normalization_batch": dataclasses.asdict(subject.partition),
+            "companion_swap": found,
+        },
+    )
+    pictures = []
+    for figure in PROBE.figures:
+        drawn = figure.draw({Path(subject.name).stem: [found]})
+        path = args.output / f"{figure.name}.png"
+        path.unlink(missing_ok=True)  # of the probe before
+        if drawn is not None:
+            drawn.savefig(path, dpi=120, bbox_inches="tight")
+            pictures.append(f"![{figure.caption}]({path.name})")
+    page = [f"# {subject.name}: {args.weights}", answer, *pictures, f"```\n{report}\n```"]
+    page += [f"Made by `{command}`."]
+    text = "\n\n".join(page) + "\n"
+    write_atomically(args.output / "probe.md", lambda file: file.write(text.encode()))
+    print(f"\n{answer}\n\nThe report is {args.output / 'probe.md'}")
+
+
+def summary(report: SwapReport, subject: Subject) -> str:
+    """Say what the head reads, and how sure that is."""
+    batch, workers = subject.partition.batch, subject.partition.virtual_workers
+    lines = [f"**The head {report.verdict}.**", ""]
+    if not find_head(subject.model).bn_layers:
+        lines += ["It has no BatchNorm, so RoIs cannot meet in it.", ""]
+    rows = [
+        [name, each.all, f"{each.all.p:.4f}", f"{each.all.detectable:.4f}", each.all.rois]
+        for key, name in QUESTIONS.items()
+        if (each := getattr(report, key))
+    ]
+    headers = ["nats per RoI", "mean [95% interval]", "p", "smallest that would show", "RoIs"]
+    lines += [tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True), ""]
+    lines += [
+        f"Flipped predictions: {report.flip_rate} of the RoIs when companions come from other "
+        f"images, {report.null_flip_rate} when they come from the same ones.",
+        f"Measured: {report.rois} RoIs of {report.images} images, {subject.images_per_batch} in a "
+        f"batch; normalization batch: {batch}" + (f", {workers} workers." if workers > 1 else "."),
+    ]
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command and return its exit code; see `run_command`."""
+    args = argument_parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    command = shlex.join(["bn-detect", "probe", *words])
+    return run_command(lambda: check(args), lambda subject: work(subject, args, command))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
