@@ -9,6 +9,8 @@ import posixpath
 import re
 from pathlib import Path
 
+from sphinx.domains.python import PyObject
+
 from bn_detect import __version__
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,7 +31,8 @@ autodoc_preserve_defaults = True
 napoleon_use_ivar = True  # a field of a dataclass is described once
 html_theme = "furo"
 html_title = f"bn_detect {version}"
-html_copy_source = False
+html_copy_source = html_show_copyright = False
+html_static_path, html_css_files = ["_static"], ["site.css"]
 
 # File at the root of the repository -> page of the site.
 ROOT_PAGES = {
@@ -78,5 +81,16 @@ def _links(text: str, written_in: str, place: str) -> str:
     return CODE_OR_LINK.sub(replaced, text)
 
 
+def separated(lines: list[str]) -> None:
+    """Write "low, high: text" as "low/high: text", since a field of the site has one name."""
+    for number, line in enumerate(lines):
+        if names := re.match(r"\s+(\w+(, \w+)+): ", line):
+            lines[number] = line.replace(names[1], names[1].replace(", ", "/"), 1)
+
+
 def setup(app):
+    for field in PyObject.doc_field_types:
+        if field.name == "variable":
+            field.label = "Attributes"
+    app.connect("autodoc-process-docstring", lambda *a: separated(a[-1]), priority=400)
     app.connect("source-read", lambda _, name, lines: lines.__setitem__(0, page_of(name, lines[0])))
