@@ -94,9 +94,12 @@ def freezing() -> None:
 def probes() -> None:
     from bn_detect.probes import (
         PROBES,
+        adversarial_swap,
         companion_swap,
         cross_roi_jacobian,
         decomposition,
+        estimation_shift,
+        mixed_statistics,
         statistics_probe,
     )
 
@@ -110,7 +113,12 @@ def probes() -> None:
     assert statistics_probe(model, data, 3, permutations=2).images == 6
     report = decomposition(model, {"val": data}, 2, population_loader=data, population_batches=2)
     assert len({row.loss for row in report.rows}) == 3
-    assert len(PROBES) == 4
+    attack = adversarial_swap(model, data, 3)
+    assert attack.worst.mean > attack.average.mean
+    mixed = mixed_statistics(model, {"train": data, "val": data}, 2)
+    assert len({row.alpha for row in mixed.rows}) > 2 and mixed.gain.mean >= 0
+    assert estimation_shift(model, data, 2).layers
+    assert len(PROBES) == 7  # those above
 
 
 def names_that_need_it() -> None:

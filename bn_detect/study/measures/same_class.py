@@ -13,7 +13,7 @@ from detectron2.engine import HookBase
 
 from ...engine.same_class_sampler import SameClassSampler
 from ...reporting.columns import Column, Result
-from ...reporting.drawing import band, new_figure
+from ...reporting.drawing import band, new_figure, style
 from ...reporting.estimates import mean_of
 from .classification import ONE_BATCH, check_classifier, error, followed, in_batches, precise
 from .measure import Measure, Options, Picture, Results
@@ -81,10 +81,11 @@ def _draw(results: Results) -> "Figure | None":
     figure = new_figure(4.5 * len(ERRORS), 3.6)
     axes = figure.subplots(1, len(ERRORS), sharey=True, squeeze=False)[0]
     for axis, (column, title) in zip(axes, ERRORS.items(), strict=True):
-        for arm, runs in results.items():
+        for number, (arm, runs) in enumerate(results.items()):
             rows = zip(*(run["errors"] for run in runs), strict=True)
             points = [(row[0][0], mean_of([seed[column] for seed in row])) for row in rows]
-            band(axis, [x for x, _ in points], [estimate for _, estimate in points], arm)
+            estimates = [estimate for _, estimate in points]
+            band(axis, [x for x, _ in points], estimates, arm, **style(arm, number))
         axis.set_title(title, fontsize=9)
         axis.set_xlabel("iteration")
     axes[0].set_ylabel("error, %")
