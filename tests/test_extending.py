@@ -52,6 +52,31 @@ print(check_dataset("grey_train@1").annotations)
 """
 
 
+CORRUPTION = """
+from detectron2.data import DatasetCatalog
+import darker
+from bn_detect.commands.main import main
+from bn_detect.data import register_derived
+from bn_detect.data.mapper import read_image
+assert main(["data", "leaky-shapes", "--images", "8"]) == 0
+names = ["leaky_shapes_val", "leaky_shapes_val_corrupted_darker_3"]
+register_derived(names)
+clean, corrupted = (read_image(DatasetCatalog.get(name)[0], "RGB") for name in names)
+assert abs(corrupted.mean() / clean.mean() - 0.52) < 0.02
+try:
+    register_derived(["leaky_shapes_val_corrupted_lighter_3"])
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_a_corruption(tmp_path):
+    (file,) = blocks("A corruption")
+    (tmp_path / "darker.py").write_text(file)
+    refused = run(tmp_path, CORRUPTION)[-1]
+    assert "'lighter'" in refused and "darker" in refused
+
+
 def test_a_dataset(tmp_path):
     file, row = blocks("A dataset")
     (tmp_path / "grey.py").write_text(file)

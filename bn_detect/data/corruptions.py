@@ -1,18 +1,20 @@
-"""The 15 common corruptions of images (Hendrycks & Dietterich 2019; Michaelis et al. 2019).
+"""Corruptions of images: the 15 common ones, and those that a project adds to `CORRUPTIONS`.
 
-The library `imagecorruptions-imaug`, an extra of this package, computes them. It draws from NumPy's
-global generator, which each call seeds and puts back as it was.
+The library `imagecorruptions-imaug`, an extra of this package, computes the common ones (Hendrycks
+& Dietterich 2019; Michaelis et al. 2019). It draws from NumPy's global generator, which each call
+seeds and puts back as it was.
 """
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from types import ModuleType
 
 import numpy as np
 from PIL import Image
 
-CORRUPTIONS = (
+_COMMON = (
     "gaussian_noise",
     "shot_noise",
     "impulse_noise",
@@ -36,12 +38,16 @@ _INSTALL = "pip install 'bn_detect[corruptions]'"
 _LOCK = threading.Lock()  # one thread at a time has the generator
 
 
+# What each makes of an image (H, W, 3) uint8 RGB, a severity 1 to 5 and a seed; its image is alike.
+Corruption = Callable[[np.ndarray, int, int], np.ndarray]
+
+
 def corrupt(image: np.ndarray, corruption: str, severity: int, *, seed: int) -> np.ndarray:
     """Return a corrupted copy of an image, which depends on the arguments alone.
 
     Args:
         image: (H, W, 3) uint8, RGB; at least 32 pixels high and wide.
-        corruption: one of `CORRUPTIONS`. The first "glass_blur" of a process takes seconds, in
+        corruption: a key of `CORRUPTIONS`. The first "glass_blur" of a process takes seconds, in
             which it is compiled.
         severity: 1 to 5.
         seed: seed of the random part of the corruption, in [0, 2**32).
@@ -61,10 +67,7 @@ def corrupt(image: np.ndarray, corruption: str, severity: int, *, seed: int) -> 
             f"the image is {image.shape[1]}x{image.shape[0]} px; corruptions need at least "
             f"{SMALLEST} px each way"
         )
-    own = {"seed": seed} if corruption in _OWN_SEED else {}
-    with _seeded(seed):
-        corrupted = getattr(_library(), corruption)(Image.fromarray(image), severity, **own)
-    return np.asarray(corrupted).astype(np.uint8)
+    return CORRUPTIONS[corruption](image, severity, seed)
 
 
 def check_corruption(corruption: str, severity: int) -> None:
@@ -75,7 +78,15 @@ def check_corruption(corruption: str, severity: int) -> None:
         )
     if severity not in SEVERITIES:
         raise ValueError(f"severity of {corruption} is {severity!r}; it must be 1 to 5")
-    _library()
+    if corruption in _COMMON:
+        _library()
+
+
+def _common(name: str, image: np.ndarray, severity: int, seed: int) -> np.ndarray:
+    own = {"seed": seed} if name in _OWN_SEED else {}
+    with _seeded(seed):
+        corrupted = getattr(_library(), name)(Image.fromarray(image), severity, **own)
+    return np.asarray(corrupted).astype(np.uint8)
 
 
 def _library() -> ModuleType:
@@ -107,3 +118,6 @@ def _seeded(seed: int) -> Iterator[None]:
             yield
         finally:
             np.random.set_state(state)
+
+
+CORRUPTIONS: dict[str, Corruption] = {name: partial(_common, name) for name in _COMMON}

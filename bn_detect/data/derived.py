@@ -14,7 +14,7 @@ from .corrupted import register_corrupted
 from .datasets.registry import register_prepared
 from .subset import register_subset
 
-CORRUPTED = re.compile(r"(.+)_corrupted_([a-z_]+)_(\d+)")
+CORRUPTED = re.compile(r"(.+)_corrupted_([a-z0-9_]+)_(\d+)")
 SUBSET = re.compile(r"(.+)@(.*)")
 
 
