@@ -16,6 +16,7 @@ from ..layers.batches.registry import BATCHES
 from ..probes import SwapReport, companion_swap, own_batch
 from ..probes.adapters import find_head
 from ..probes.registry import PROBES
+from ..probes.swaps.verdicts import QUESTIONS
 from ..runtime.checkpoint_file import add_trust_option
 from ..runtime.files import check_writable, write_atomically, write_json
 from .parser import command_parser
@@ -23,11 +24,6 @@ from .run import run_command
 
 PROBE = PROBES["companion_swap"]
 SCHEMA = 1
-QUESTIONS = {
-    "label_leakage": "label leakage",
-    "image_dependence": "image dependence",
-    "foreground_dependence": "foreground dependence",
-}
 
 
 @dataclasses.dataclass
@@ -217,9 +213,9 @@ def summary(report: SwapReport, subject: Subject) -> str:
     if not find_head(subject.model).bn_layers:
         lines += ["It has no BatchNorm, so RoIs cannot meet in it.", ""]
     rows = [
-        [name, each.all, f"{each.all.p:.4f}", f"{each.all.detectable:.4f}", each.all.rois]
-        for key, name in QUESTIONS.items()
-        if (each := getattr(report, key))
+        [q.name, found, f"{found.p:.4f}", f"{found.detectable:.4f}", found.rois]
+        for q in QUESTIONS
+        for found in [getattr(report, q.field).all]
     ]
     headers = ["nats per RoI", "mean [95% interval]", "p", "smallest that would show", "RoIs"]
     lines += [tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True), ""]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ...reporting.estimates import mean_of
-from ..intervals import FOUND, LEVEL, Interval, contrast, holm
+from ..intervals import FOUND, LEAST_IMAGES, LEVEL, Interval, contrast, holm
 
 
 @dataclass(frozen=True)
@@ -123,9 +123,16 @@ def answers(arms: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, tuple[
 
 def phrase(read: Sequence[str], unknown: Sequence[str] = ()) -> str:
     """Return what a head reads, as the predicate of a sentence about it."""
-    things = [question.thing for question in QUESTIONS]
-    verdict = f"reads {' and '.join(read)}" if read else f"reads neither {' nor '.join(things[:2])}"
-    missing = [thing for thing in unknown if thing in things[:2]]
+    usual = [question.thing for question in QUESTIONS[:2]]
+    missing = [thing for thing in usual if thing in unknown]
+    if read:
+        verdict = f"reads {' and '.join(read)}"
+    elif len(missing) == len(usual):
+        verdict = f"cannot be judged, on fewer than {LEAST_IMAGES} images with companions"
+    elif missing:
+        verdict = f"does not read {next(thing for thing in usual if thing not in missing)}"
+    else:
+        verdict = f"reads neither {' nor '.join(usual)}"
     return verdict + (f" (not measured: {', '.join(missing)})" if missing else "")
 
 

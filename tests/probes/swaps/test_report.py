@@ -170,5 +170,6 @@ def test_what_was_not_measured_is_said():
     assert report.swaps["same_class"].not_measured == report.rois == 24
     assert report.swaps["other_class"].rois == 24
     assert math.isnan(report.label_leakage.all.mean)
+    assert "cannot be judged" in report.verdict
     assert "not measured: labels, the image's statistics" in report.verdict
     assert " - " in str(report) and report.verdict in str(report)

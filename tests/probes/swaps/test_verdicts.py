@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from bn_detect.probes.intervals import contrast
-from bn_detect.probes.swaps.verdicts import QUESTIONS, Answer, answers
+from bn_detect.probes.swaps.verdicts import QUESTIONS, Answer, answers, phrase
 
 IMAGES = 30
 
@@ -90,3 +90,12 @@ def test_what_was_not_measured_is_not_answered():
     assert of_nothing.seeds == of_nothing.rois == 0 and math.isnan(of_nothing.p)
     assert not of_nothing.read and image.seeds == 0 and number.seeds == 1
     assert [a.question for a in (of_nothing, image, number)] == list(QUESTIONS)
+
+
+def test_a_verdict_denies_nothing_that_was_not_measured():
+    labels, image, number = (question.thing for question in QUESTIONS)
+    assert phrase([]) == f"reads neither {labels} nor {image}" == phrase([], [number])
+    assert phrase([], [image]) == f"does not read {labels} (not measured: {image})"
+    assert phrase([image], [labels]) == f"reads {image} (not measured: {labels})"
+    judged = phrase([], [labels, image, number])
+    assert "cannot be judged" in judged and "read" not in judged and "8 images" in judged
