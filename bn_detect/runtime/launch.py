@@ -1,5 +1,6 @@
 """Start one process per worker, or join those that torchrun started; say which one died."""
 
+import atexit
 import contextlib
 import os
 import pickle
@@ -155,6 +156,19 @@ def _worker(
     else:  # not as file://, which would take # and ? in it for something else
         group["store"] = dist.FileStore(dist_url, world_size)
     _in_group(main, args, local_rank, local_size, timeout, **group)
+    _leave()
+
+
+def _leave() -> None:
+    """End this process, whose work is done, without tearing down its interpreter.
+
+    There a thread of a native library, unknown to us, has once aborted a worker that had written
+    everything, and a finished training counted as failed.
+    """
+    atexit._run_exitfuncs()  # ends loader processes, flushes queues and logs
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _in_group(

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 
 from tests.helpers.train_net import children_of, end, wait_for
@@ -39,3 +41,11 @@ def test_a_silent_worker_ends_the_others_within_the_timeout(train_net, tmp_path)
     printed = end(process)
     assert process.returncode != 0
     assert "imed out" in printed or "timeout" in printed, printed[-3000:]
+
+
+def test_workers_that_have_done_their_work_do_not_fail_as_they_leave(tmp_path):
+    command = [sys.executable, "-m", "tests.runtime.aborting", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("the work is done") == 2
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["at exit", "at exit"]
