@@ -166,3 +166,17 @@ def test_proposals_with_code(server, tmp_path, happened):
         StudyTrainer(cfg, tmp_path, {})
     assert not mark.exists()
     happened(str(error.value).replace(str(tmp_path), "FOLDER"))
+
+
+@pytest.mark.fault(
+    "bn-detect study --jobs 1000 --dry-run, with one run of 90 s",
+    should="the estimate is that of the longest run",
+)
+def test_many_jobs_do_not_shorten_a_run(studies, tmp_path, capsys, happened):
+    file = tmp_path / "study.yaml"
+    file.write_text(studies.file.read_text() + "seconds_per_run: 90\n")
+    words = ["--study", str(file), "--output", str(tmp_path / "out")]
+    assert command.main([*words, "--jobs", "1000", "--dry-run"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "time left" in line]
+    assert "1 runs, 1 at once" in line and "90 s" in line
+    happened(line)

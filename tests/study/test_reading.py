@@ -285,9 +285,3 @@ def test_a_study_is_started_once(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(["--study", write(tmp_path, tree()), "--dry-run"]) == 2
     assert "WORLD_SIZE is 2" in capsys.readouterr().err
-
-
-def test_many_jobs_do_not_shorten_the_longest_run(tmp_path, capsys):
-    path = write(tmp_path, tree(seconds_per_run=90))
-    assert main([path, "--output", str(tmp_path / "out"), "--jobs", "1000", "--dry-run"]) == 0
-    assert "1 runs, 1 at once; time left: 90 s" in capsys.readouterr().out
