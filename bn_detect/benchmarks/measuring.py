@@ -2,11 +2,13 @@
 
 import json
 import os
+import signal
 import socket
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +97,9 @@ def on_ranks(measure: Callable, ranks: int, *args: Any) -> Any:
         torch.multiprocessing.ProcessRaisedException: a rank failed.
     """
     with tempfile.TemporaryDirectory() as folder:
+        # Ctrl-C comes to all; the ranks leave it to this process, from their first instruction on.
+        resource_tracker.ensure_running()  # which unblocks it when it starts
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         workers = mp.spawn(_rank, args=(measure, ranks, args, folder), nprocs=ranks, join=False)
 
         def end(request: Request) -> None:
@@ -103,6 +108,7 @@ def on_ranks(measure: Callable, ranks: int, *args: Any) -> Any:
             raise Interrupted(request.number)
 
         with requests(then=end):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
             while not workers.join():
                 pass
         return torch.load(Path(folder, "result.pt"), weights_only=False)
