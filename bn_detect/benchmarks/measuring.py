@@ -1,14 +1,13 @@
 """Tools of the benchmarks: times of arms side by side, peak memory, and several ranks."""
 
+import contextlib
 import json
 import os
-import signal
 import socket
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.profiler import ProfilerActivity, profile
 
-from ..runtime.signals import Interrupted, Request, requests
+from ..runtime.signals import Interrupted, Request, ctrl_c_held, requests
 
 
 def interleaved(
@@ -96,21 +95,18 @@ def on_ranks(measure: Callable, ranks: int, *args: Any) -> Any:
     Raises:
         torch.multiprocessing.ProcessRaisedException: a rank failed.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        # Ctrl-C comes to all; the ranks leave it to this process, from their first instruction on.
-        resource_tracker.ensure_running()  # which unblocks it when it starts
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        workers = mp.spawn(_rank, args=(measure, ranks, args, folder), nprocs=ranks, join=False)
 
-        def end(request: Request) -> None:
-            for process in workers.processes:
-                process.kill()  # before it says something of its own about Ctrl-C
-            raise Interrupted(request.number)
+    def end(request: Request) -> None:
+        for process in workers.processes:
+            process.kill()
+        raise Interrupted(request.number)
 
-        with requests(then=end):
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-            while not workers.join():
-                pass
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        with ctrl_c_held():
+            workers = mp.spawn(_rank, args=(measure, ranks, args, folder), nprocs=ranks, join=False)
+            stack.enter_context(requests(then=end))
+        while not workers.join():
+            pass
         return torch.load(Path(folder, "result.pt"), weights_only=False)
 
 

@@ -5,6 +5,7 @@ import contextlib
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -72,3 +73,18 @@ def requests(then: Callable[[Request], None] | None = None) -> Iterator[Request]
         for number, handler in before.items():
             # None: not set by Python, and out of its reach.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+@contextlib.contextmanager
+def ctrl_c_held() -> Iterator[None]:
+    """Hold SIGINT back, and keep it for good from the processes that are started meanwhile.
+
+    Ctrl-C comes to all processes of a terminal; those then leave it to this one, which tells them,
+    from their first instruction on. One that comes meanwhile is taken at the end.
+    """
+    resource_tracker.ensure_running()  # which would let SIGINT through when it starts
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
