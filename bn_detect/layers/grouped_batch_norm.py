@@ -142,9 +142,10 @@ def normalize_forward(
 ) -> tuple[Tensor, GroupStatistics, Coefficients]:
     """Compute the forward of `partitioned_batch_norm`, and what its backward needs."""
     ops = steps.ops_for(x)
-    stats = ops.statistics(x, partition, accurate(x))
+    values = ops.converted(x)
+    stats = ops.statistics(values, partition, accurate(x))
     by = ops.coefficients(stats, weight, eps, population)
-    return ops.normalize(x, partition.group, by, bias), stats, by
+    return ops.normalize(values, partition.group, by, bias).to(x.dtype), stats, by
 
 
 def normalize_backward(
@@ -164,12 +165,15 @@ def normalize_backward(
         has_population: whether population statistics normalized groups of a single value.
     """
     ops = steps.ops_for(x)
-    local = total = ops.gradient_sums(x, dy, partition, by.center)
+    values, grad = ops.converted(x), ops.converted(dy)
+    local = total = ops.gradient_sums(values, grad, partition, by.center)
     if partition.process_group is not None:
         total = all_reduce_sum(local.clone(), partition.process_group)
     dweight, dbias, gradient = ops.gradient_coefficients(local, total, by, count, has_population)
-    dx = ops.input_gradient(x, dy, partition.group, by, gradient) if needs_dx else None
-    return dx, dweight, dbias
+    if not needs_dx:
+        return None, dweight, dbias
+    dx = ops.input_gradient(values, grad, partition.group, by, gradient)
+    return dx.to(x.dtype), dweight, dbias
 
 
 def _differentiable_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:

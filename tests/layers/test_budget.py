@@ -10,6 +10,8 @@ import torch
 from bn_detect.benchmarks.overhead import CountOperations
 from bn_detect.layers import NormalizationBatch, RoIBatchNorm2d, RoILayout, steps
 
+from ..helpers.ranks import run_ranks
+
 BATCHES = {
     "images": {},
     "worker": {},
@@ -23,7 +25,7 @@ FORBIDDEN = {"_local_scalar_dense", "nonzero", "bincount", "index_add", "index_a
 
 def training_step(name: str, shape: tuple, dtype=torch.float32) -> tuple[list, list]:
     """Operations of the forward and of the backward of one of the later layers of a head."""
-    layout = RoILayout(NormalizationBatch(name.split(",")[0], **BATCHES[name]))
+    layout = RoILayout(NormalizationBatch(name.split(",")[0], **BATCHES.get(name, {})))
     layout.record([shape[0] // 16] * 16)
     first, layer = (RoIBatchNorm2d(shape[1], layout=layout) for _ in range(2))
     x = torch.randn(shape, dtype=dtype)
@@ -59,9 +61,30 @@ def test_kernels(name, shape, monkeypatch):
 def test_plain_operations(name, shape, dtype):
     forward, backward = training_step(name, shape, dtype)
     assert len(forward) <= 45, forward
-    assert len(backward) <= 25 + 2 * (dtype != torch.float32), backward  # x and dy are converted
+    assert len(backward) <= 25, backward
     waits = {"_local_scalar_dense"}  # there is nothing to wait for on a CPU
     assert not (FORBIDDEN - waits) & {*forward, *backward}
+
+
+@pytest.fixture(scope="module")
+def two_ranks() -> list[dict]:
+    return run_ranks(on_rank, 2)
+
+
+def on_rank(rank: int, world_size: int) -> dict:
+    """The collectives of each batch, forward and backward."""
+    found = {}
+    for name in ("images", "worker", "shuffled", "global"):
+        ways = training_step(name, (32, 8, 7, 7))
+        found[name] = [[op for op in ops if hasattr(torch.ops.c10d, op)] for ops in ways]
+    return found
+
+
+@pytest.mark.parametrize("name", ["images", "worker", "shuffled", "global"])
+def test_one_collective_each_way_where_groups_span_ranks(name, two_ranks):
+    spans = name in ("shuffled", "global")
+    for rank in two_ranks:
+        assert rank[name] == [["allreduce_"] * spans] * 2
 
 
 @pytest.mark.parametrize("name", BATCHES)

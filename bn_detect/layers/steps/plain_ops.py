@@ -21,6 +21,15 @@ from .numbers import Coefficients, GroupStatistics
 _CHUNK_BYTES = {"cpu": 1 << 20, "cuda": 1 << 25}
 
 
+def converted(x: Tensor) -> Tensor:
+    """Return x in the dtype for arithmetic if it is a single chunk, for all functions to share.
+
+    A small tensor costs the number of operations; a larger one is converted chunk by chunk, as
+    nothing of its size is allocated.
+    """
+    return x.to(accurate(x)) if len(x) <= _rows_of_a_chunk(x) else x
+
+
 def statistics(x: Tensor, partition: Partition, dtype: torch.dtype) -> GroupStatistics:
     """Return the moments of each group; a collective where the partition spans ranks.
 
@@ -218,8 +227,7 @@ def _chunks(x: Tensor, *others: Tensor) -> Iterator[tuple[Any, ...]]:
     """
     if not x.numel():
         return
-    row = x.shape[1:].numel() * torch.finfo(accurate(x)).bits // 8
-    step = max(1, _CHUNK_BYTES.get(x.device.type, 1 << 20) // row)
+    step = _rows_of_a_chunk(x)
     if step >= len(x):
         yield (None, None), x, *others
         return
@@ -227,6 +235,11 @@ def _chunks(x: Tensor, *others: Tensor) -> Iterator[tuple[Any, ...]]:
     for start in range(0, len(x), step):
         rows = slice(start, min(start + step, len(x)))
         yield [t[: rows.stop - start] for t in memory], *(t[rows] for t in (x, *others))
+
+
+def _rows_of_a_chunk(x: Tensor) -> int:
+    row = x.shape[1:].numel() * torch.finfo(accurate(x)).bits // 8
+    return max(1, _CHUNK_BYTES.get(x.device.type, 1 << 20) // max(1, row))
 
 
 def _of_rois(table: Tensor, group: Tensor) -> Tensor:
