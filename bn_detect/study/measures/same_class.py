@@ -105,7 +105,7 @@ MEASURE = Measure(
             "training on batches of one class.",
         ),
     ),
-    figures=(Picture("curves", "Errors over training: mean and 95% interval.", _draw),),
+    figures=(Picture("errors", "Errors over training: mean and 95% interval.", _draw),),
     check=check_classifier,
     reads=("TEST", "TRAIN"),
     follow=_follow,

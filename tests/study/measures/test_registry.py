@@ -9,3 +9,8 @@ def test_columns_name_their_unit_and_meaning():
     for column in columns:
         assert column.unit in ("nats", "bits", "%", "share"), column.header
         assert column.meaning.endswith(".") and len(column.meaning) > 25, column.key
+
+
+def test_no_picture_takes_the_place_of_another():
+    names = [picture.name for measure in MEASURES.values() for picture in measure.figures]
+    assert len({*names}) == len(names) > 8
