@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""The paper's other experiments on digits: `bn-detect study` with seven studies."""
+"""The paper's other experiments on digits: `bn-detect study` with six studies."""
 
 import sys
 from pathlib import Path
@@ -7,8 +7,10 @@ from pathlib import Path
 from bn_detect.commands.main import main
 
 STUDIES = Path(__file__).parents[1] / "configs" / "studies"
-RENDERED = ("sizes", "averages", "same_class")
-NAMES = (*(f"rendered_{n}" for n in RENDERED), *(f"digits_{n}" for n in (*RENDERED, "domains")))
+NAMES = (
+    *("rendered_sizes", "rendered_averages"),
+    *("digits_sizes", "digits_averages", "digits_same_class", "digits_domains"),
+)
 TITLE = "Batch size, moving averages, domains and same-class batches, on digits"
 
 if __name__ == "__main__":
