@@ -49,27 +49,31 @@ def argument_parser() -> argparse.ArgumentParser:
             "--config-file FILE.yaml --weights model_final.pth --dataset coco_2017_val",
             "--torchvision fasterrcnn_resnet50_fpn_v2 --weights FILE.pth --coco-folder DIR",
         ],
-        usage="(--config-file FILE | --torchvision NAME) --weights FILE [options] [KEY VALUE ...]",
+        usage="(--config-file FILE | --torchvision NAME) --weights FILE\n"
+        "                       [options] [KEY VALUE ...]",
         note="A config that ends in .py is a LazyConfig, which is executed: use those you trust.",
     )
     add = parser.add_argument
     of = parser.add_mutually_exclusive_group(required=True)
-    of.add_argument("--config-file", metavar="FILE", help="of Detectron2: YAML or LazyConfig .py")
+    of.add_argument("--config-file", metavar="FILE", help="Detectron2's YAML, or a LazyConfig .py")
     of.add_argument("--torchvision", metavar="NAME", help="such as fasterrcnn_resnet50_fpn_v2")
     add("--weights", required=True, metavar="FILE", help="the checkpoint")
-    add("--dataset", metavar="NAME", help="of --config-file (default: its first test dataset)")
-    add("--coco-folder", metavar="DIR", help="of --torchvision: images and a JSON")
+    add("--dataset", metavar="NAME", help="with --config-file (default: its first test dataset)")
+    add("--coco-folder", metavar="DIR", help="with --torchvision: images and a JSON")
     add("--annotations", metavar="FILE", help="the JSON, where that folder has several")
-    add("--num-classes", type=int, metavar="N", help="of --torchvision, background included")
-    add("--min-size", type=int, metavar="PX", help="of --torchvision, if it was not 800")
-    add("--images-per-gpu", type=int, metavar="N", help="of --torchvision, in training (default 2)")
-    add("--num-gpus", type=int, default=1, metavar="N", help="that trained it (default 1)")
+    add("--num-classes", type=int, metavar="N", help="with --torchvision: background included")
+    add("--min-size", type=int, metavar="PX", help="with --torchvision, if it was not 800")
+    add("--images-per-gpu", type=int, metavar="N", help="with --torchvision (default: 2)")
+    add("--num-gpus", type=int, default=1, metavar="N", help="GPUs that trained it (default: 1)")
     add("--batch", choices=BATCHES, help="the normalization batch (default: as its layers say)")
-    add("--num-images", type=int, default=PROBE.images, metavar="N", help="default: %(default)s")
-    add("--seed", type=int, default=0, metavar="N", help="of all choices (default 0)")
-    add("--output", type=Path, default=Path("output/probe"), metavar="DIR", help="%(default)s")
+    images = "images to probe (default: %(default)s)"
+    add("--num-images", type=int, default=PROBE.images, metavar="N", help=images)
+    add("--seed", type=int, default=0, metavar="N", help="seed of all choices (default: 0)")
+    output = "folder of the report (default: %(default)s)"
+    add("--output", type=Path, default=Path("output/probe"), metavar="DIR", help=output)
     add_trust_option(parser)
-    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys of --config-file")
+    more = "config keys, or overrides of a LazyConfig"
+    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help=more)
     return parser
 
 

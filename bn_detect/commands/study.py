@@ -66,7 +66,7 @@ def argument_parser() -> argparse.ArgumentParser:
         "BatchNorm. Started again, it goes on where it was.",
         [
             "studies/demo.yaml --output out --seeds 3",
-            "given.yaml --config-file lazy.py --weights W --options model.roi_heads.num_classes=3",
+            "given.yaml --config-file lazy.py --weights W --options train.device=cpu",
         ],
         usage="FILE ... [options]",
     )
