@@ -39,7 +39,7 @@ from ..study.report import write_report
 from ..study.results import Findings, collect
 from ..study.runs import Run, plan_runs
 from ..study.settings import check_arm_classes
-from ..study.summary import table, verdicts
+from ..study.summary import terminal_tables, verdicts
 from .parser import command_parser
 from .run import run_command
 
@@ -250,7 +250,7 @@ def _run_and_report(plans: list[Planned], args: argparse.Namespace, command: str
     results = {p.output: collect(p.study, p.runs, p.output, command) for p in plans}
     for planned in plans:
         findings = Findings(results[planned.output])
-        print(*filter(None, [table(findings), verdicts(findings)]), sep="\n\n")
+        print(*filter(None, [terminal_tables(findings), verdicts(findings)]), sep="\n\n")
         report = write_report(results[planned.output], planned.output)
         print(f"\nThe report, to be opened in a browser, is {report}")
     if args.document:
