@@ -218,6 +218,8 @@ def summary(report: SwapReport, subject: Subject) -> str:
         lines += ["It has no BatchNorm, so RoIs cannot meet in it.", ""]
     rows = [
         [q.name, found, f"{found.p:.4f}", f"{found.detectable:.4f}", found.rois]
+        if found.images
+        else [q.name, "not measured", "", "", 0]
         for q in QUESTIONS
         for found in [getattr(report, q.field).all]
     ]

@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import dataclasses
-import importlib
 import math
 import shlex
 import sys
@@ -40,6 +39,7 @@ from ..study.results import Findings, collect
 from ..study.runs import Run, plan_runs
 from ..study.settings import check_arm_classes
 from ..study.summary import terminal_tables, verdicts
+from .data import import_modules
 from .parser import command_parser
 from .run import run_command
 
@@ -116,11 +116,7 @@ def configured(file: str, args: argparse.Namespace) -> Study:
         ValueError: a mistake in the file or on the command line.
     """
     study = read_study(file)
-    for module in study.imports:
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise ValueError(f"{study.file}: imports: {module}: {error}") from error
+    import_modules(study.imports, f"{study.file}: imports:")
     changes = {"base": args.config_file, "seeds": args.seeds, "workers": args.num_gpus}
     study = dataclasses.replace(study, **{k: v for k, v in changes.items() if v is not None})
     if args.options:
