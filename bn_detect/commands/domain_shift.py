@@ -8,6 +8,7 @@ from pathlib import Path
 
 from detectron2.data import DatasetCatalog
 
+from ..configuration.lazy_config import in_two
 from ..configuration.reading import read_config
 from ..data import CORRUPTIONS, check_datasets, register_derived
 from ..runtime.checkpoint_file import add_trust_option
@@ -80,7 +81,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     keys = (i for i, (before, word) in enumerate(pairs) if is_config_key(before, word))
     start = next(keys, len(words))
     args = argument_parser().parse_args(words[:start])
-    args.opts = words[start:]
+    args.opts = [part for word in words[start:] for part in in_two(word)]
     return args
 
 

@@ -15,6 +15,7 @@ from ..layers import NormalizationBatch
 from ..layers.batches.registry import BATCHES
 from ..probes import SwapReport, companion_swap, own_batch
 from ..probes.adapters import find_head
+from ..probes.intervals import holm
 from ..probes.registry import PROBES
 from ..probes.swaps.verdicts import QUESTIONS
 from ..runtime.checkpoint_file import add_trust_option
@@ -213,16 +214,17 @@ def work(subject: Subject, args: argparse.Namespace, command: str) -> None:
 def summary(report: SwapReport, subject: Subject) -> str:
     """Say what the head reads, and how sure that is."""
     batch, workers = subject.partition.batch, subject.partition.virtual_workers
-    lines = [f"**The head {report.verdict}.**", ""]
+    answers = {q: getattr(report, q.field).all for q in QUESTIONS}
+    read = zip(answers.values(), holm([answer.p for answer in answers.values()]), strict=True)
+    sizes = [f"{a.mean:+.4f} nats [{a.low:.4f}, {a.high:.4f}]" for a, sure in read if sure]
+    lines = [f"**The head {report.verdict}{': ' * bool(sizes)}{', '.join(sizes)}.**", ""]
     if not find_head(subject.model).bn_layers:
         lines += ["It has no BatchNorm, so RoIs cannot meet in it.", ""]
-    rows = [
-        [q.name, found, f"{found.p:.4f}", f"{found.detectable:.4f}", found.rois]
-        if found.images
-        else [q.name, "not measured", "", "", 0]
-        for q in QUESTIONS
-        for found in [getattr(report, q.field).all]
-    ]
+    rows = []
+    for q, a in answers.items():
+        tested = [f"{a.p:.4f}", f"{a.detectable:.4f}"] if a.p == a.p else ["not tested", ""]
+        mean = str(a) if a.images else "not measured"
+        rows.append([q.name, mean, *tested, f"{a.rois} of {a.images} images"])
     headers = ["nats per RoI", "mean [95% interval]", "p", "smallest that would show", "RoIs"]
     lines += [tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True), ""]
     lines += [

@@ -228,7 +228,7 @@ def verdicts(findings: Findings) -> str:
     text = []
     found = Leaks(findings)
     if found.answers:
-        text += [f"{arm} {found.sentence(arm)}" for arm in findings.arms]
+        text += [f"{arm}: {found.sentence(arm)}" for arm in findings.arms]
         text += [*found.gaps(), found.note]
     text += [f"{claim}: {answer} {numbers}" for claim, answer, numbers in claims(findings)]
     return "\n".join(text)
