@@ -85,7 +85,7 @@ def _verdict(findings: Findings, found: Leaks) -> str:
         "clean": "No leak was found in",
     }
     of_kind = {kind: [a for a in findings.arms if found.kind(a) == kind] for kind in words}
-    said = [f"{words[kind]} {', '.join(arms)}." for kind, arms in of_kind.items() if arms]
+    said = [f"{words[kind]} {'; '.join(arms)}." for kind, arms in of_kind.items() if arms]
     return " ".join([*said, *found.gaps()])
 
 

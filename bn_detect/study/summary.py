@@ -142,8 +142,8 @@ class Leaks:
             hidden = [arm for arm, answer in found.items() if math.isnan(answer.p)]
             if question.cheating and readers and hidden:
                 sentences.append(
-                    f"What the head reads in {', '.join(readers)}, {question.thing}, could not be "
-                    f"measured in {', '.join(hidden)}."
+                    f"What the head reads in {'; '.join(readers)}, {question.thing}, could not be "
+                    f"measured in {'; '.join(hidden)}."
                 )
         return sentences
 

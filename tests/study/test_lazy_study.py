@@ -93,7 +93,8 @@ def test_training_with_its_mistakes_resume_and_evaluation(datasets, tmp_path, mo
     evaluated = tmp_path / "evaluated"
     words = ["--eval-only", "--eval-stats", "population", "minibatch", weights]
     assert train.main([*common, *words, f"train.output_dir={evaluated}"]) == 0
-    assert "AP" in json.loads((evaluated / "results.json").read_text())["population"]["bbox"]
+    found = json.loads((evaluated / "results.json").read_text())
+    assert found.keys() == {"population", "minibatch"}
     capsys.readouterr()
     assert run("--resume", output=resumed, batch="images", iterations=4) == 2
     printed = capsys.readouterr().err

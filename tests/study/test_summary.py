@@ -51,9 +51,9 @@ def test_a_leak_that_other_arms_may_hide_is_no_comparison_of_arms(tmp_path):
     findings = Findings(study(arms))
     assert [Leaks(findings).kind(arm) for arm in arms] == ["clean", "leaks", "clean"]
     (sentence,) = Leaks(findings).gaps()
-    assert "reads in shuffled" in sentence and "measured in one image, SyncBN" in sentence
+    assert "reads in shuffled" in sentence and "measured in one image; SyncBN" in sentence
     assert sentence in verdicts(findings)
-    headline = f"No leak was found in one image, SyncBN. {sentence}"
+    headline = f"No leak was found in one image; SyncBN. {sentence}"
     assert headline in write_report(study(arms), tmp_path).read_text()
     swap["per_roi"]["foreground_classification"] = [0.0] * 80
     assert Leaks(Findings(study(arms))).gaps() == []
