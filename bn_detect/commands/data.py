@@ -83,8 +83,8 @@ def check(args: argparse.Namespace) -> None:
         raise faults[-1]
 
 
-def import_modules(modules: Sequence[str]) -> None:
-    """Import the modules of --import, which register datasets.
+def import_modules(modules: Sequence[str], option: str = "--import") -> None:
+    """Import the modules that a user names by an option, which register datasets and heads.
 
     Raises:
         ValueError: a module cannot be imported.
@@ -93,7 +93,9 @@ def import_modules(modules: Sequence[str]) -> None:
         try:
             importlib.import_module(module)
         except ImportError as error:
-            raise ValueError(f"--import {module}: {error}") from error
+            gone = isinstance(error, ModuleNotFoundError) and module.startswith(str(error.name))
+            advice = "; PYTHONPATH must name the folder in which it is" if gone else ""
+            raise ValueError(f"{option} {module}: {error}{advice}") from error
 
 
 def argument_parser() -> argparse.ArgumentParser:

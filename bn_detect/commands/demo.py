@@ -19,7 +19,8 @@ def argument_parser() -> argparse.ArgumentParser:
         ["--only shapes", "--output /tmp/demo --options SOLVER.MAX_ITER 100"],
     )
     add = parser.add_argument
-    add("--output", type=Path, default=Path("output/demo"), metavar="DIR", help="%(default)s")
+    output = Path("output/demo")
+    add("--output", type=Path, default=output, metavar="DIR", help="default: %(default)s")
     add("--only", choices=PARTS, help="one of the two studies")
     add("--options", nargs="+", default=[], metavar="KEY VALUE", help="config keys of both")
     return parser

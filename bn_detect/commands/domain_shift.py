@@ -8,6 +8,7 @@ from pathlib import Path
 
 from detectron2.data import DatasetCatalog
 
+from ..configuration.lazy_config import in_two
 from ..configuration.reading import read_config
 from ..data import CORRUPTIONS, check_datasets, register_derived
 from ..runtime.checkpoint_file import add_trust_option
@@ -27,6 +28,7 @@ from .run import run_command
 from .study import Planned, check_output, prepare, run_missing
 from .train import is_config_key
 
+DEFAULT_CORRUPTIONS = ["contrast", "gaussian_noise", "jpeg_compression"]
 DEFAULT_IMAGES = (10, 100, 1000)
 ARM = "the checkpoint"
 
@@ -38,7 +40,7 @@ def argument_parser() -> argparse.ArgumentParser:
         "Evaluate a checkpoint on corrupted images under population statistics of the training "
         "data, and of unlabelled images of each corruption. What was measured before under the "
         "same --output is not measured again.",
-        [f"{of} --corruptions fog --severity 5", f"{of} --num-images 10 1000 MODEL.DEVICE cpu"],
+        [f"{of} --corruptions fog --severity 5", f"{of} --num-images 10 1000 SEED 1"],
         usage=f"{of} [options] [KEY VALUE ...]",
     )
     add = parser.add_argument
@@ -47,11 +49,11 @@ def argument_parser() -> argparse.ArgumentParser:
     add(
         "--corruptions",
         nargs="+",
-        default=["contrast", "gaussian_noise", "jpeg_compression"],
+        default=DEFAULT_CORRUPTIONS,
         metavar="TYPE",
-        help=f"of {', '.join(CORRUPTIONS)} (default: %(default)s)",
+        help=f"of {', '.join(CORRUPTIONS)} (default: {' '.join(DEFAULT_CORRUPTIONS)})",
     )
-    add("--severity", type=int, default=3, metavar="1-5")
+    add("--severity", type=int, default=3, metavar="1-5", help="of all of them (default: 3)")
     add(
         "--num-images",
         nargs="+",
@@ -79,7 +81,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     keys = (i for i, (before, word) in enumerate(pairs) if is_config_key(before, word))
     start = next(keys, len(words))
     args = argument_parser().parse_args(words[:start])
-    args.opts = words[start:]
+    args.opts = [part for word in words[start:] for part in in_two(word)]
     return args
 
 

@@ -8,11 +8,11 @@ class _Help(argparse.RawDescriptionHelpFormatter):
     def __init__(self, prog: str, **kwargs) -> None:
         super().__init__(prog, max_help_position=26, width=100, **kwargs)
 
-    def _format_text(self, text: str) -> str:
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
         """Fill the description; keep the lines of the examples."""
         if text.startswith("examples:"):
-            return super()._format_text(text)
-        return argparse.HelpFormatter._format_text(self, text)
+            return super()._fill_text(text, width, indent)
+        return argparse.HelpFormatter._fill_text(self, text, width, indent)
 
 
 def command_parser(

@@ -39,10 +39,10 @@ def argument_parser() -> argparse.ArgumentParser:
         "Rewrite a checkpoint with PreciseBN statistics; all else in it is kept.",
         [
             "--config-file FILE.yaml --weights IN.pth --output OUT.pth --num-iter 500",
-            "--config-file lazy.py --weights IN.pth --in-place model.roi_heads.num_classes=3",
+            "--config-file lazy.py --weights IN.pth --in-place train.device=cpu",
         ],
-        usage="--config-file FILE --weights IN.pth (--output OUT.pth | --in-place) [options] "
-        "[KEY VALUE ...]",
+        usage="--config-file FILE --weights IN.pth (--output OUT.pth | --in-place)\n"
+        "                            [options] [KEY VALUE ...]",
         note="A config that ends in .py is a LazyConfig, which is executed: use those you trust.",
     )
     add = parser.add_argument

@@ -15,6 +15,7 @@ from ..layers import NormalizationBatch
 from ..layers.batches.registry import BATCHES
 from ..probes import SwapReport, companion_swap, own_batch
 from ..probes.adapters import find_head
+from ..probes.intervals import holm
 from ..probes.registry import PROBES
 from ..probes.swaps.verdicts import QUESTIONS
 from ..runtime.checkpoint_file import add_trust_option
@@ -49,27 +50,31 @@ def argument_parser() -> argparse.ArgumentParser:
             "--config-file FILE.yaml --weights model_final.pth --dataset coco_2017_val",
             "--torchvision fasterrcnn_resnet50_fpn_v2 --weights FILE.pth --coco-folder DIR",
         ],
-        usage="(--config-file FILE | --torchvision NAME) --weights FILE [options] [KEY VALUE ...]",
+        usage="(--config-file FILE | --torchvision NAME) --weights FILE\n"
+        "                       [options] [KEY VALUE ...]",
         note="A config that ends in .py is a LazyConfig, which is executed: use those you trust.",
     )
     add = parser.add_argument
     of = parser.add_mutually_exclusive_group(required=True)
-    of.add_argument("--config-file", metavar="FILE", help="of Detectron2: YAML or LazyConfig .py")
+    of.add_argument("--config-file", metavar="FILE", help="Detectron2's YAML, or a LazyConfig .py")
     of.add_argument("--torchvision", metavar="NAME", help="such as fasterrcnn_resnet50_fpn_v2")
     add("--weights", required=True, metavar="FILE", help="the checkpoint")
-    add("--dataset", metavar="NAME", help="of --config-file (default: its first test dataset)")
-    add("--coco-folder", metavar="DIR", help="of --torchvision: images and a JSON")
+    add("--dataset", metavar="NAME", help="with --config-file (default: its first test dataset)")
+    add("--coco-folder", metavar="DIR", help="with --torchvision: images and a JSON")
     add("--annotations", metavar="FILE", help="the JSON, where that folder has several")
-    add("--num-classes", type=int, metavar="N", help="of --torchvision, background included")
-    add("--min-size", type=int, metavar="PX", help="of --torchvision, if it was not 800")
-    add("--images-per-gpu", type=int, metavar="N", help="of --torchvision, in training (default 2)")
-    add("--num-gpus", type=int, default=1, metavar="N", help="that trained it (default 1)")
+    add("--num-classes", type=int, metavar="N", help="with --torchvision: background included")
+    add("--min-size", type=int, metavar="PX", help="with --torchvision, if it was not 800")
+    add("--images-per-gpu", type=int, metavar="N", help="with --torchvision (default: 2)")
+    add("--num-gpus", type=int, default=1, metavar="N", help="GPUs that trained it (default: 1)")
     add("--batch", choices=BATCHES, help="the normalization batch (default: as its layers say)")
-    add("--num-images", type=int, default=PROBE.images, metavar="N", help="default: %(default)s")
-    add("--seed", type=int, default=0, metavar="N", help="of all choices (default 0)")
-    add("--output", type=Path, default=Path("output/probe"), metavar="DIR", help="%(default)s")
+    images = "images to probe (default: %(default)s)"
+    add("--num-images", type=int, default=PROBE.images, metavar="N", help=images)
+    add("--seed", type=int, default=0, metavar="N", help="seed of all choices (default: 0)")
+    output = "folder of the report (default: %(default)s)"
+    add("--output", type=Path, default=Path("output/probe"), metavar="DIR", help=output)
     add_trust_option(parser)
-    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys of --config-file")
+    more = "config keys, or overrides of a LazyConfig"
+    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help=more)
     return parser
 
 
@@ -209,14 +214,17 @@ def work(subject: Subject, args: argparse.Namespace, command: str) -> None:
 def summary(report: SwapReport, subject: Subject) -> str:
     """Say what the head reads, and how sure that is."""
     batch, workers = subject.partition.batch, subject.partition.virtual_workers
-    lines = [f"**The head {report.verdict}.**", ""]
+    answers = {q: getattr(report, q.field).all for q in QUESTIONS}
+    read = zip(answers.values(), holm([answer.p for answer in answers.values()]), strict=True)
+    sizes = [f"{a.mean:+.4f} nats [{a.low:.4f}, {a.high:.4f}]" for a, sure in read if sure]
+    lines = [f"**The head {report.verdict}{': ' * bool(sizes)}{', '.join(sizes)}.**", ""]
     if not find_head(subject.model).bn_layers:
         lines += ["It has no BatchNorm, so RoIs cannot meet in it.", ""]
-    rows = [
-        [q.name, found, f"{found.p:.4f}", f"{found.detectable:.4f}", found.rois]
-        for q in QUESTIONS
-        for found in [getattr(report, q.field).all]
-    ]
+    rows = []
+    for q, a in answers.items():
+        tested = [f"{a.p:.4f}", f"{a.detectable:.4f}"] if a.p == a.p else ["not tested", ""]
+        mean = str(a) if a.images else "not measured"
+        rows.append([q.name, mean, *tested, f"{a.rois} of {a.images} images"])
     headers = ["nats per RoI", "mean [95% interval]", "p", "smallest that would show", "RoIs"]
     lines += [tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True), ""]
     lines += [

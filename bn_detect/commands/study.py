@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import dataclasses
-import importlib
 import math
 import shlex
 import sys
@@ -39,7 +38,8 @@ from ..study.report import write_report
 from ..study.results import Findings, collect
 from ..study.runs import Run, plan_runs
 from ..study.settings import check_arm_classes
-from ..study.summary import table, verdicts
+from ..study.summary import terminal_tables, verdicts
+from .data import import_modules
 from .parser import command_parser
 from .run import run_command
 
@@ -66,7 +66,7 @@ def argument_parser() -> argparse.ArgumentParser:
         "BatchNorm. Started again, it goes on where it was.",
         [
             "studies/demo.yaml --output out --seeds 3",
-            "given.yaml --config-file lazy.py --weights W --options model.roi_heads.num_classes=3",
+            "given.yaml --config-file lazy.py --weights W --options train.device=cpu",
         ],
         usage="FILE ... [options]",
     )
@@ -116,11 +116,7 @@ def configured(file: str, args: argparse.Namespace) -> Study:
         ValueError: a mistake in the file or on the command line.
     """
     study = read_study(file)
-    for module in study.imports:
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise ValueError(f"{study.file}: imports: {module}: {error}") from error
+    import_modules(study.imports, f"{study.file}: imports:")
     changes = {"base": args.config_file, "seeds": args.seeds, "workers": args.num_gpus}
     study = dataclasses.replace(study, **{k: v for k, v in changes.items() if v is not None})
     if args.options:
@@ -250,7 +246,7 @@ def _run_and_report(plans: list[Planned], args: argparse.Namespace, command: str
     results = {p.output: collect(p.study, p.runs, p.output, command) for p in plans}
     for planned in plans:
         findings = Findings(results[planned.output])
-        print(*filter(None, [table(findings), verdicts(findings)]), sep="\n\n")
+        print(*filter(None, [terminal_tables(findings), verdicts(findings)]), sep="\n\n")
         report = write_report(results[planned.output], planned.output)
         print(f"\nThe report, to be opened in a browser, is {report}")
     if args.document:

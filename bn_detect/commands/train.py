@@ -19,6 +19,7 @@ from detectron2.utils.logger import setup_logger
 
 from ..configuration.check import check_run
 from ..configuration.keys import normalization_batch
+from ..configuration.lazy_config import OVERRIDE
 from ..configuration.model import EVAL_STATS
 from ..configuration.reading import read_config
 from ..configuration.settings import check_weights
@@ -94,8 +95,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def is_config_key(before: str, word: str) -> bool:
-    """Return whether a word of a command line, after `before`, starts the KEY VALUE pairs."""
-    return CONFIG_KEY.fullmatch(word) is not None and not before.startswith("--")
+    """Return whether a word of a command line, after `before`, starts the KEY VALUE pairs.
+
+    A LazyConfig's key=value does, too.
+    """
+    patterns = ((CONFIG_KEY, word), (OVERRIDE, word.partition("=")[0]))
+    return any(p.fullmatch(text) for p, text in patterns) and not before.startswith("--")
 
 
 def check(cfg: CfgNode, args: argparse.Namespace, world_size: int) -> None:

@@ -253,9 +253,16 @@ def check_trains(cfg: CfgNode) -> None:
 
 
 def _digest(tree: DictConfig) -> str:
-    """Hash what gives the results: all but the machine's part."""
+    """Hash what gives the results, all but the machine's part; first what a resumed run keeps.
+
+    Returns:
+        two hashes, with "-" between them: of `model` and `optimizer`, and of everything.
+    """
     content = OmegaConf.to_container(tree, resolve=False)
-    return hashlib.sha256(_plain(content).encode()).hexdigest()[:16]
+    assert isinstance(content, dict)
+    kept = {name: content.get(name) for name in ("model", "optimizer")}
+    parts = (hashlib.sha256(_plain(part).encode()).hexdigest()[:16] for part in (kept, content))
+    return "-".join(parts)
 
 
 def _plain(value: Any) -> str:

@@ -48,6 +48,9 @@ FREE = (
 )
 
 
+LAZY = "MODEL.LAZY_CONFIG."
+
+
 def changes(before: str, cfg: CfgNode) -> str:
     """Return "KEY was A, is B" for each setting of the training that changes on the way, or "".
 
@@ -56,13 +59,21 @@ def changes(before: str, cfg: CfgNode) -> str:
             lacks, as between versions of Detectron2, is left out.
 
     Raises:
-        ValueError: one of them cannot change (`FIXED`); names all of these.
+        ValueError: one of them cannot change (`FIXED`, or the model or optimizer of a LazyConfig);
+            names all of these.
     """
     old, new = _values(CfgNode(yaml.safe_load(before))), _values(cfg)
     said: dict[bool, list[str]] = {True: [], False: []}
     for key, value in new.items():
         if key in old and old[key] != value and not key.startswith(FREE):
             said[key.startswith(FIXED)].append(f"{key} was {old[key]!r}, is {value!r}")
+    kept = [values.get(LAZY + "DIGEST", "").partition("-")[0] for values in (old, new)]
+    if kept[0] != kept[1]:
+        overrides = [values.get(LAZY + "OVERRIDES") for values in (old, new)]
+        said[True].append(
+            f"model or optimizer of the LazyConfig {new[LAZY + 'FILE']} is another one (overrides "
+            f"were {overrides[0]}, are {overrides[1]})"
+        )
     if said[True]:
         raise ValueError(
             f"{'; '.join(said[True])}. These cannot change in a run that is resumed; give their "

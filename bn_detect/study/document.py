@@ -33,7 +33,7 @@ def write_document(path: Path, title: str, studies: Mapping[Path, dict]) -> None
 def _section(findings: Findings) -> list[str]:
     text = [part for part in (findings.study["question"], findings.study["text"]) if part]
     if findings.shown:
-        text.append(table(findings, "github"))
+        text.append(table(findings))
     text += own_tables(findings)
     found = Leaks(findings)
     if found.answers:

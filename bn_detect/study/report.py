@@ -27,7 +27,7 @@ def write_report(results: dict, folder: Path) -> Path:
     """
     findings = Findings(results)
     figures = draw_figures(findings, folder / "figures")
-    _write(folder / "table.md", f"{table(findings, 'github')}\n")
+    _write(folder / "table.md", f"{table(findings)}\n")
     _write(folder / "report.html", _render(findings, figures))
     return folder / "report.html"
 
@@ -85,7 +85,8 @@ def _verdict(findings: Findings, found: Leaks) -> str:
         "clean": "No leak was found in",
     }
     of_kind = {kind: [a for a in findings.arms if found.kind(a) == kind] for kind in words}
-    return " ".join(f"{words[kind]} {', '.join(arms)}." for kind, arms in of_kind.items() if arms)
+    said = [f"{words[kind]} {'; '.join(arms)}." for kind, arms in of_kind.items() if arms]
+    return " ".join([*said, *found.gaps()])
 
 
 def _results(findings: Findings) -> list[tuple[list[tuple[str, str]], list[list[str]]]]:

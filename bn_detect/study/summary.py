@@ -2,12 +2,13 @@
 
 import html
 import math
+import shutil
 from collections.abc import Mapping
 
 from tabulate import tabulate
 
 from ..probes.intervals import LEVEL, holm
-from ..probes.swaps.verdicts import Answer, answers, phrase
+from ..probes.swaps.verdicts import QUESTIONS, Answer, answers, phrase
 from ..reporting.estimates import Estimate, difference, over_seeds, two_sided_p
 from .results import Findings
 
@@ -41,12 +42,35 @@ def _seeds(arm: dict) -> str:
     return f"{whole}" + (f" ({failed} failed)" if failed else "")
 
 
-def table(findings: Findings, tablefmt: str = "simple") -> str:
-    """Format the table for the terminal, or with `tablefmt` "github" for table.md."""
-    headers, rows = cells(findings, "\n" if tablefmt == "simple" else " ")
-    if tablefmt == "github":
-        headers, *rows = [[_markdown_cell(cell) for cell in row] for row in (headers, *rows)]
-    return tabulate(rows, headers=headers, tablefmt=tablefmt, disable_numparse=True)
+def table(findings: Findings) -> str:
+    """Format the table for table.md."""
+    headers, rows = cells(findings)
+    headers, *rows = [[_markdown_cell(cell) for cell in row] for row in (headers, *rows)]
+    return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
+
+
+def terminal_tables(findings: Findings, width: int | None = None) -> str:
+    """Format the table in parts that fit the terminal, as far as single columns do.
+
+    Args:
+        width: in characters; None: that of the terminal, or 100 where there is none.
+    """
+    width = width or shutil.get_terminal_size((100, 24)).columns
+    headers, rows = cells(findings, "\n")
+    parts: list[str] = []
+    shown = [0]  # the arms, in each part
+
+    def part(columns: list[int]) -> str:
+        chosen = [[row[i] for i in columns] for row in (headers, *rows)]
+        return tabulate(chosen[1:], headers=chosen[0], disable_numparse=True)
+
+    for column in range(1, len(headers)):
+        wider = part([*shown, column])
+        if len(shown) > 1 and max(map(len, wider.splitlines())) > width:
+            parts.append(part(shown))
+            shown = [0]
+        shown.append(column)
+    return "\n\n".join([*parts, part(shown)])
 
 
 def _markdown_cell(text: str) -> str:
@@ -105,6 +129,23 @@ class Leaks:
         if cures := self._cures(arm):
             parts.append(f"repaired by {', '.join(cures)}")
         return f"{self.verdict(arm)}: {'; '.join(parts)}"
+
+    def gaps(self) -> list[str]:
+        """Return a sentence for each way to cheat that some arms show and others hide.
+
+        An arm hides it where too few RoIs could be swapped to measure it.
+        """
+        sentences = []
+        for number, question in enumerate(QUESTIONS):
+            found = {arm: of_arm[number] for arm, of_arm in self.answers.items()}
+            readers = [arm for arm, answer in found.items() if answer.read]
+            hidden = [arm for arm, answer in found.items() if math.isnan(answer.p)]
+            if question.cheating and readers and hidden:
+                sentences.append(
+                    f"What the head reads in {'; '.join(readers)}, {question.thing}, could not be "
+                    f"measured in {'; '.join(hidden)}."
+                )
+        return sentences
 
     def _cures(self, arm: str) -> list[str]:
         """Return the arms of the same data that leak less than this one and have no less AP."""
@@ -187,6 +228,7 @@ def verdicts(findings: Findings) -> str:
     text = []
     found = Leaks(findings)
     if found.answers:
-        text += [f"{arm} {found.sentence(arm)}" for arm in findings.arms] + [found.note]
+        text += [f"{arm}: {found.sentence(arm)}" for arm in findings.arms]
+        text += [*found.gaps(), found.note]
     text += [f"{claim}: {answer} {numbers}" for claim, answer, numbers in claims(findings)]
     return "\n".join(text)

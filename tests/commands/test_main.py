@@ -29,7 +29,8 @@ def test_every_subcommand_has_a_help(name, capsys, monkeypatch):
     assert end.value.code == 0
     printed = capsys.readouterr().out
     assert f"usage: bn-detect {name}" in printed
-    assert len(printed.splitlines()) <= 40  # a screen
+    lines = printed.splitlines()
+    assert len(lines) <= 40 and max(map(len, lines)) <= 100  # a screen
     assert printed.partition("examples:")[2].count(f"bn-detect {name} ") >= 2
 
 

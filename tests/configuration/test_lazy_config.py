@@ -9,6 +9,7 @@ from detectron2.solver import LRMultiplier
 
 from bn_detect.configuration.check import check_run
 from bn_detect.configuration.reading import read_config
+from bn_detect.configuration.resuming import changes
 from bn_detect.engine.trainer import BNTrainer
 from bn_detect.probes import own_batch
 
@@ -64,6 +65,17 @@ def test_optimizer_schedule_and_mapper_are_the_files_own():
     assert isinstance(scheduler, LRMultiplier)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.5 * 0.067)  # its warm-up
     assert type(BNTrainer.build_mapper(cfg, True)).__name__ == "BNDatasetMapper"
+
+
+def test_a_resumed_run_keeps_its_model_and_its_optimizer(ours):
+    before = read(f"{BATCH}=images").dump()
+    assert changes(before, read(f"{BATCH}=images")) == ""
+    said = changes(before, read(f"{BATCH}=images", "train.max_iter=9", "train.output_dir=x"))
+    assert "SOLVER.MAX_ITER was 3, is 9" in said
+    for word in (f"{BATCH}=shuffled", "optimizer.lr=1"):
+        with pytest.raises(ValueError) as error:
+            changes(before, read(word))
+        assert f"{BATCH}=images" in str(error.value) and word in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,13 @@
-"""Commands with a LazyConfig: a study that trains its arms, a probe, precise statistics."""
+"""Commands with a LazyConfig: a study that trains its arms, a probe, statistics, training."""
 
 import json
+import shutil
 
 import pytest
 import torch
 import yaml
 
-from bn_detect.commands import precise_bn, probe, study
+from bn_detect.commands import precise_bn, probe, study, train
 from tests.helpers.train_net import REPOSITORY
 
 SMALL = REPOSITORY / "tests/helpers/small_lazy.py"
@@ -68,3 +69,33 @@ def test_checkpoints_of_others_are_measured(trained, tmp_path, monkeypatch, caps
     assert study.main(words) == 0
     (run,) = json.loads((tmp_path / "out/results.json").read_text())["arms"]["as it is"]["runs"]
     assert run["measures"]["companion_swap"]["images"] == 6
+
+
+def test_training_with_its_mistakes_resume_and_evaluation(datasets, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SMALL_LAZY_OURS", "1")
+    common, whole, resumed = ["--config-file", str(SMALL)], tmp_path / "whole", tmp_path / "resumed"
+
+    def run(*flags: str, output=whole, batch="shuffled", iterations=3) -> int:
+        words = [f"{BATCH}={batch}", f"train.output_dir={output}", f"train.max_iter={iterations}"]
+        return train.main([*common, *flags, *words, "train.checkpointer.period=2"])
+
+    assert run("--num-gpus", "2") == 0
+    shutil.copytree(whole, resumed)
+    (resumed / "model_final.pth").unlink()
+    (resumed / "last_checkpoint").write_text("model_0000001.pth")
+    assert run("--num-gpus", "2", "--resume", output=resumed) == 0
+    kept, again = (
+        torch.load(folder / "model_final.pth", weights_only=False)["model"]
+        for folder in (whole, resumed)
+    )
+    assert kept and all(torch.equal(value, again[key]) for key, value in kept.items())
+    weights = f"train.init_checkpoint={whole}/model_final.pth"
+    evaluated = tmp_path / "evaluated"
+    words = ["--eval-only", "--eval-stats", "population", "minibatch", weights]
+    assert train.main([*common, *words, f"train.output_dir={evaluated}"]) == 0
+    found = json.loads((evaluated / "results.json").read_text())
+    assert found.keys() == {"population", "minibatch"}
+    capsys.readouterr()
+    assert run("--resume", output=resumed, batch="images", iterations=4) == 2
+    printed = capsys.readouterr().err
+    assert f"{BATCH}=shuffled" in printed and f"{BATCH}=images" in printed

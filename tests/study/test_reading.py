@@ -157,7 +157,7 @@ MISTAKES = {
         tree(options={"TEST.PRECISE_BN.MODULES": ["roi_head"]}),
         ["arm 'worker'", "TEST.PRECISE_BN.MODULES", "'roi_head' matches no BatchNorm layer"],
     ),
-    "import": (tree(imports=["no_such"], train=False), ["imports: no_such"]),
+    "import": (tree(imports=["no_such"]), ["imports: no_such", "PYTHONPATH"]),
 }
 
 

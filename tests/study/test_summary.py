@@ -1,7 +1,8 @@
 """Numbers, intervals and verdicts from results whose answer is known."""
 
+from bn_detect.study.report import write_report
 from bn_detect.study.results import Findings
-from bn_detect.study.summary import Leaks, cells, claims, table, verdicts
+from bn_detect.study.summary import Leaks, cells, claims, table, terminal_tables, verdicts
 
 from .made_up import finished, run, study
 
@@ -42,6 +43,22 @@ def test_verdicts():
     assert "14 one-sided tests" in found.note and "Holm" in found.note
 
 
+def test_a_leak_that_other_arms_may_hide_is_no_comparison_of_arms(tmp_path):
+    """The foreground swap, which one arm alone had enough RoIs for, finds something there."""
+    arms = {name: _runs(name, [0.0], 40.0) for name in ("one image", "shuffled", "SyncBN")}
+    swap = arms["shuffled"]["runs"][0]["measures"]["companion_swap"]
+    swap["per_roi"]["foreground_classification"] = [0.3] * 80
+    findings = Findings(study(arms))
+    assert [Leaks(findings).kind(arm) for arm in arms] == ["clean", "leaks", "clean"]
+    (sentence,) = Leaks(findings).gaps()
+    assert "reads in shuffled" in sentence and "measured in one image; SyncBN" in sentence
+    assert sentence in verdicts(findings)
+    headline = f"No leak was found in one image; SyncBN. {sentence}"
+    assert headline in write_report(study(arms), tmp_path).read_text()
+    swap["per_roi"]["foreground_classification"] = [0.0] * 80
+    assert Leaks(Findings(study(arms))).gaps() == []
+
+
 def test_table_has_what_was_measured():
     arms = {
         "a": {**_runs("a", [0.1, 0.3], 30.0), "reference": {"box AP": 30.7}},
@@ -57,8 +74,14 @@ def test_table_has_what_was_measured():
     assert by_header[0]["classes in statistics (bits)"].startswith("0.400 ")  # the layer with most
     assert by_header[0]["box AP, reference"] == "30.7"
     assert [row["seeds"] for row in by_header] == ["2", "0 (1 failed)", "not run"]
-    for tablefmt in ("simple", "github"):
-        assert "30.0 ± 0.0" in table(findings, tablefmt)
+    assert "30.0 ± 0.0 [30.0, 30.0]" in table(findings)
+    whole = terminal_tables(findings, 1000)
+    assert "\n\n" not in whole and "30.0 ± 0.0" in whole
+    divided = terminal_tables(findings, 60)
+    assert max(map(len, divided.splitlines())) <= 60
+    parts = divided.split("\n\n")
+    assert len(parts) > 2 and all(part.startswith("arm ") for part in parts)
+    assert {word for word in whole.split() if word.strip("-")} <= set(divided.split())
 
 
 def test_an_arm_under_minibatch_statistics_shows_that_ap():
@@ -80,7 +103,7 @@ def test_an_interval_of_nothing_counts_as_not_measured():
 
 
 def test_a_name_cannot_break_the_markdown_table():
-    (_, _, row) = table(Findings(study({"a\n| b <i>": {}})), "github").splitlines()
+    (_, _, row) = table(Findings(study({"a\n| b <i>": {}}))).splitlines()
     assert row.count("|") - row.count("\\|") == 3 and "<i>" not in row
 
 
