@@ -11,7 +11,7 @@ import pytest
 import yaml
 from detectron2.utils import comm
 
-from bn_detect.commands import benchmark, data, demo, domain_shift, precise_bn, study
+from bn_detect.commands import benchmark, data, demo, domain_shift, precise_bn, probe, study
 from bn_detect.commands.train import main as train
 from bn_detect.runtime.launch import launch
 from tests.helpers.train_net import REPOSITORY
@@ -46,6 +46,7 @@ COMMANDS = {
         ["--config-file", CONFIG, "--weights", CONFIG, "--output", "out.pth"],
     ),
     "domain-shift": (domain_shift.main, ["--config-file", CONFIG, "--weights", CONFIG]),
+    "probe": (probe.main, ["--config-file", CONFIG, "--weights", CONFIG]),
     "study": (study.main, ["studies/demo.yaml"]),
     "data": (data.main, ["check", "nothing_like_this"]),
     "benchmark": (benchmark.main, ["traffic"]),
@@ -55,6 +56,7 @@ EARLY = {
     "train": "bn_detect.commands.train.read_config",
     "precise-bn": "bn_detect.commands.precise_bn.read_config",
     "domain-shift": "bn_detect.commands.domain_shift.read_config",
+    "probe": "bn_detect.configuration.reading.read_config",
     "study": "bn_detect.commands.study.read_study",
     "data": "bn_detect.commands.data.check_dataset",
     "benchmark": "bn_detect.benchmarks.traffic.run",
@@ -155,8 +157,8 @@ def test_launchers(kind, name, monkeypatch, capsys, tmp_path, happened):
         words += ["--weights", str(tmp_path / "in.pth"), "--output", str(tmp_path / "out.pth")]
     assert command(words) == 2
     printed = capsys.readouterr().err
-    assert (printed.count("\n") == 1 and "RANK" in printed) or "WORLD_SIZE" in printed
-    assert "torchrun" in printed
+    assert printed.startswith("error: ") and printed.count("\n") == 1 and "torchrun" in printed
+    assert all(name in printed for name in LAUNCHERS[kind] if not name.startswith("MASTER"))
     happened(printed.strip())
 
 
