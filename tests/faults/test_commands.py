@@ -99,6 +99,40 @@ def test_interrupted_ranks(tmp_path, happened):
     happened(printed.strip())
 
 
+@pytest.mark.fault(
+    "Ctrl-C in bn-detect study, to all its processes while they start",
+    should="one line, exit code 130; no process is left",
+)
+def test_interrupted_server(studies, server, tmp_path, happened):
+    words = ["-W", "ignore", "-u", "-m", "bn_detect", "study", *studies.of_study, str(tmp_path)]
+    words += ["--options", "DATASETS.TRAIN", "('coco_2017_train',)"]
+    words += ["DATASETS.TEST", "('coco_2017_val',)"]
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen(
+            [sys.executable, *words],
+            cwd=REPOSITORY,
+            env=server.command.environment,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+
+    def importing() -> bool:
+        """Whether the process that imports what runs need is at it."""
+        others = (pid for pid in in_session(process.pid) if pid != process.pid)
+        return any("libtorch" in Path(f"/proc/{pid}/maps").read_text() for pid in others)
+
+    wait_for(importing)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(60) == 130
+    wait_for(lambda: not in_session(process.pid))
+    printed = (tmp_path / "log").read_text()
+    assert "Traceback" not in printed and "KeyboardInterrupt" not in printed, printed
+    *_, last = printed.splitlines()
+    assert last.startswith("interrupted by SIGINT; to go on: bn-detect study")
+    happened(last.replace(str(studies.file.parent), "FOLDER").replace(str(tmp_path), "FOLDER"))
+
+
 @pytest.mark.parametrize("name", ["study", "domain-shift"])
 @pytest.mark.fault(
     "bn-detect {name} under torchrun (WORLD_SIZE=2)", should="one line, exit code 2; no hang"

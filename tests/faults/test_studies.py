@@ -110,6 +110,28 @@ def test_spoilt_run_folders(name, studies, tmp_path, capsys, happened):
 
 
 @pytest.mark.fault(
+    "metrics.json in the folder of a run holds something else",
+    should="such lines do not count, and the run goes on",
+)
+def test_spoilt_metrics(studies, tmp_path, happened):
+    planned = studies.run(tmp_path)
+    lines = [
+        b"7",
+        b"[1]",
+        b"{}",
+        b'{"total_loss": 1}',
+        b"\xff\0",
+        b"[" * 5000,
+        b'{"iteration": "x"',
+    ]
+    good = b'{"iteration": 0, "total_loss": 1.5, "time": 0.1}'
+    (planned.folder / "metrics.json").write_bytes(b"\n".join([*lines, good, *lines]))
+    assert studies.main("study", tmp_path, "--dry-run") == 0
+    assert planned.iterations_done() == 1
+    happened(f"{2 * len(lines)} lines left out, one read")
+
+
+@pytest.mark.fault(
     "another version of Detectron2 knows one key more, or less, than the one that made a run",
     should="the run goes on where the key has its default; else key and versions are named",
 )

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bn_detect.commands import precise_bn
+from bn_detect.commands import precise_bn, probe
 from bn_detect.engine import BNTrainer
 from bn_detect.runtime.files import write_json
 from bn_detect.runtime.folder_lock import sole_user
@@ -178,6 +178,17 @@ def test_precise_bn(disk, rewriting, tmp_path, capsys, monkeypatch, happened):
     printed = capsys.readouterr().err
     assert printed.startswith("error: ") and printed.count("\n") == 1 and str(output) in printed
     happened(printed.strip().replace(str(tmp_path), "FOLDER"))
+
+
+@pytest.mark.fault(
+    "bn-detect probe with an --output that cannot be written: the disk is full (ulimit -f)",
+    should="one line that names the file, exit code 2, before anything is probed",
+)
+def test_probe(rewriting, tmp_path, capsys, monkeypatch, happened):
+    monkeypatch.setattr(probe, "_detectron2", None)  # which builds and reads
+    with files_no_larger_than(1000):
+        assert probe.main([*words(rewriting)[:4], "--output", str(tmp_path)]) == 2
+    happened(one_line(capsys, tmp_path / "probe.json").replace(str(tmp_path), "FOLDER"))
 
 
 @pytest.mark.fault(
