@@ -11,6 +11,7 @@ from detectron2.data import DatasetCatalog
 from ..configuration.lazy_config import in_two
 from ..configuration.reading import read_config
 from ..data import CORRUPTIONS, check_datasets, register_derived
+from ..data.checks.check import check_registered
 from ..runtime.checkpoint_file import add_trust_option
 from ..runtime.errors import RunFailed
 from ..runtime.files import write_atomically
@@ -96,6 +97,8 @@ def check(args: argparse.Namespace) -> Planned:
     cfg = read_config(args)
     if not Path(args.weights).is_file():
         raise ValueError(f"--weights {args.weights}: no such file")
+    if args.images_of:
+        _check_name(args.images_of)
     options = {
         "corruptions": list(dict.fromkeys(args.corruptions)),
         "severities": [args.severity],
@@ -121,6 +124,15 @@ def check(args: argparse.Namespace) -> Planned:
     planned = Planned(study, output, groups(study))
     check_folders(planned.runs)
     return planned
+
+
+def _check_name(images_of: str) -> None:
+    """Find a dataset of --images-of that is not there, before a model is built."""
+    try:
+        register_derived([images_of])
+        check_registered(images_of)
+    except ValueError as error:
+        raise ValueError(f"--images-of {images_of}: {error}") from error
 
 
 def _study(args: argparse.Namespace, options: dict) -> Study:

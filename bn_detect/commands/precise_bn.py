@@ -1,6 +1,7 @@
 """`bn-detect precise-bn`: give a checkpoint file the statistics of a PreciseBN pass."""
 
 import argparse
+import contextlib
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -24,6 +25,7 @@ from ..population.precise_bn import ROI_SOURCES
 from ..runtime.checkpoint_file import add_trust_option, read_checkpoint
 from ..runtime.errors import CheckpointError
 from ..runtime.files import check_writable
+from ..runtime.folder_lock import sole_user
 from ..runtime.launch import expected_world_size, launch, share_cores
 from ..runtime.weights_file import write_weights
 from .parser import command_parser
@@ -174,7 +176,14 @@ def check(args: argparse.Namespace) -> CfgNode:
 
 
 def work(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Do one worker's part."""
+    """Do one worker's part; with --evaluate, which writes into OUTPUT_DIR, alone in that folder."""
+    with contextlib.ExitStack() as stack:
+        if args.evaluate and comm.is_main_process():
+            stack.enter_context(sole_user(cfg.OUTPUT_DIR, "OUTPUT_DIR"))
+        _rewrite(cfg, args)
+
+
+def _rewrite(cfg: CfgNode, args: argparse.Namespace) -> None:
     setup_logger(distributed_rank=comm.get_rank())
     cfg = BNTrainer.auto_scale_workers(cfg, comm.get_world_size())
     if cfg.MODEL.DEVICE == "cpu":
@@ -209,7 +218,7 @@ def main(arguments: list[str] | None = None) -> int:
     return run_command(
         lambda: check(args),
         lambda cfg: launch(work, args.num_gpus, timeout=TIMEOUT, args=(cfg, args)),
-        go_on="nothing was written",
+        go_on="" if args.evaluate else "nothing was written",  # it evaluates what it wrote
     )
 
 

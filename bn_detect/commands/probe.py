@@ -25,6 +25,7 @@ from .run import run_command
 
 PROBE = PROBES["companion_swap"]
 SCHEMA = 1
+REPORT_BYTES = 100_000  # about what numbers, text and pictures take
 
 
 @dataclasses.dataclass
@@ -100,7 +101,7 @@ def check(args: argparse.Namespace) -> Subject:
             option = "KEY VALUE" if name == "opts" else f"--{name.replace('_', '-')}"
             raise ValueError(f"{option} is for {kind} only; leave it out")
     args.output.mkdir(parents=True, exist_ok=True)
-    check_writable(args.output / "probe.json")
+    check_writable(args.output / "probe.json", REPORT_BYTES)
     subject = _detectron2(args) if args.config_file else _torchvision(args)
     if args.batch:
         subject.partition = NormalizationBatch(args.batch, virtual_workers=args.num_gpus)

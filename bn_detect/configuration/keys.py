@@ -111,7 +111,7 @@ def add_bn_detect_config(cfg: CN) -> None:
     _C.INPUT.RENDERING.PHOTOMETRIC_PER = "image"
 
     # The LazyConfig that this config was made of, which is executed; its overrides, and a hash of
-    # what they gave. A YAML file of a user's cannot set these.
+    # what they gave. No YAML file and no KEY VALUE pair can set these.
     _C.MODEL.LAZY_CONFIG = CN()
     _C.MODEL.LAZY_CONFIG.FILE = ""
     _C.MODEL.LAZY_CONFIG.OVERRIDES = []

@@ -35,13 +35,14 @@ def read_config(args: argparse.Namespace) -> CfgNode:
         words = merge_lazy_config(cfg, args.config_file, words)
     elif args.config_file:
         _merge_file(cfg, args.config_file)
-        lazy = cfg.MODEL.LAZY_CONFIG.FILE
-        if lazy and not getattr(args, "made_here", False):
-            raise ValueError(
-                f"MODEL.LAZY_CONFIG.FILE is {lazy!r} in {args.config_file}, but a YAML file cannot "
-                "have code executed; use --config-file with the .py file itself"
-            )
     _merge_pairs(cfg, words)
+    file = cfg.MODEL.LAZY_CONFIG.FILE
+    executed = str(args.config_file).endswith(SUFFIX) or getattr(args, "made_here", False)
+    if file and not executed:
+        raise ValueError(
+            f"MODEL.LAZY_CONFIG.FILE is {file!r}, but neither a YAML file nor a key can have code "
+            "executed; use --config-file with the .py file itself"
+        )
     check_values(cfg)
     cfg.freeze()
     return cfg

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from detectron2.config import CfgNode
 from detectron2.data import get_detection_dataset_dicts
 from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
@@ -31,6 +32,26 @@ def dataset_dicts(names: Sequence[str], files: Sequence[str] = (), **settings: A
     for name, file in zip(names, files, strict=True):
         dicts += _with_proposals(get_detection_dataset_dicts([name], **settings), file)
     return dicts
+
+
+def proposal_files(cfg: CfgNode, dataset_name: str) -> list[str]:
+    """Return a list with a dataset's file of proposals; an empty one without MODEL.LOAD_PROPOSALS.
+
+    Raises:
+        ValueError: the config names no file for this dataset.
+    """
+    if not cfg.MODEL.LOAD_PROPOSALS:
+        return []
+    for split in ("TEST", "TRAIN"):
+        files = dict(
+            zip(cfg.DATASETS[split], cfg.DATASETS[f"PROPOSAL_FILES_{split}"], strict=False)
+        )
+        if dataset_name in files:
+            return [files[dataset_name]]
+    raise ValueError(
+        f"MODEL.LOAD_PROPOSALS is True, but DATASETS.PROPOSAL_FILES_TEST has no file for dataset "
+        f"{dataset_name!r}; name it, and the dataset in DATASETS.TEST"
+    )
 
 
 def _with_proposals(dicts: list[dict], file: str) -> list[dict]:

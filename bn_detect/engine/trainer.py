@@ -33,7 +33,7 @@ from ..configuration.resuming import changes
 from ..configuration.settings import CLASSIFIER, check_settings
 from ..data import CLASSIFICATION, BNDatasetMapper, ClassificationMapper
 from ..data.metadata import EVALUATORS
-from ..data.proposals import dataset_dicts
+from ..data.proposals import dataset_dicts, proposal_files
 from ..runtime.checkpointer import AtomicCheckpointer
 from ..runtime.errors import CheckpointError
 from ..runtime.files import as_folder_name
@@ -226,10 +226,7 @@ class BNTrainer(DefaultTrainer):
         group = roi_bn.TEST_IMAGES_PER_GROUP if roi_bn.TEST_STATS == "minibatch" else 1
         if cfg.MODEL.META_ARCHITECTURE == CLASSIFIER:
             group *= max(1, cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size() // group)
-        files = []
-        if cfg.MODEL.LOAD_PROPOSALS:
-            place = list(cfg.DATASETS.TEST).index(dataset_name)
-            files = [cfg.DATASETS.PROPOSAL_FILES_TEST[place]]
+        files = proposal_files(cfg, dataset_name)
         loader = build_detection_test_loader(
             dataset_dicts([dataset_name], files, filter_empty=False),
             mapper=cls.build_mapper(cfg, is_train=False),

@@ -5,6 +5,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
@@ -127,19 +128,22 @@ class AtomicCheckpointer(DetectionCheckpointer):
         # their content, this makes of it.
         suffix = Path(filename).suffix
         if suffix not in (".pkl", ".pyth"):
-            return super()._load_file(filename)
+            data = super()._load_file(filename)
+            _check_state(data["model"], filename)
+            return data
         data = self._torch_load(filename)
         if suffix == ".pyth":  # of pycls
             if not isinstance(data.get("model_state"), dict):
                 raise CheckpointError(f"{filename} holds no 'model_state', as files of pycls do")
-            state = data["model_state"].items()
+            state = _check_state(data["model_state"], filename).items()
             state = {k: v for k, v in state if not k.endswith("num_batches_tracked")}
             return {"model": state, "__author__": "pycls", "matching_heuristics": True}
         if "model" in data and "__author__" in data:
+            _check_state(data["model"], filename)
             return data
-        data = data.get("blobs", data)
-        data = {key: value for key, value in data.items() if not key.endswith("_momentum")}
-        return {"model": data, "__author__": "Caffe2", "matching_heuristics": True}
+        state = _check_state(data.get("blobs", data), filename).items()
+        state = {key: value for key, value in state if not key.endswith("_momentum")}
+        return {"model": state, "__author__": "Caffe2", "matching_heuristics": True}
 
     def _torch_load(self, filename: str) -> dict[str, Any]:
         data = read_checkpoint(filename, trust=self.trust)
@@ -169,3 +173,16 @@ class AtomicCheckpointer(DetectionCheckpointer):
             Path(self.save_dir, "last_checkpoint"),
             lambda file: file.write(last_filename_basename.encode()),
         )
+
+
+def _check_state(state: Any, filename: str) -> dict[str, Any]:
+    """Return a model's state; CheckpointError where it holds anything but named tensors."""
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{filename}: 'model' is a {type(state).__name__}, no model's state")
+    for name, value in state.items():
+        if not (isinstance(name, str) and isinstance(value, torch.Tensor | np.ndarray)):
+            raise CheckpointError(
+                f"{filename} holds {name!r:.60}, a {type(value).__name__}, in place of a tensor; "
+                "save the model's state_dict by itself, or as the entry 'model'"
+            )
+    return state

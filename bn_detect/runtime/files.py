@@ -123,14 +123,14 @@ def _finite(value: Any) -> Any:
 
 
 def as_folder_name(name: str, what: str) -> str:
-    """Return `name`, a single part of a path, so that its folder stays in the one it is put in.
+    """Return `name`, a single part of a path, so that what has it stays in the folder it is put in.
 
     Raises:
         ValueError: it is no such name; the message calls it `what`.
     """
     if name in ("", ".", "..") or any(c in name for c in "/\\\0"):
         raise ValueError(
-            f"{what} {name!r}: a folder gets this name, so it must not be empty, '.' or '..', nor "
-            "hold / or \\"
+            f"{what} {name!r}: a file or folder gets this name, so it must not be empty, '.' or "
+            "'..', nor hold / or \\"
         )
     return name

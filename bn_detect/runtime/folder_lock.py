@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from .errors import FolderInUse
 from .files import TEMPORARY
@@ -16,9 +17,15 @@ from .files import TEMPORARY
 def folder_lock(path: Path) -> Iterator[None]:
     """Hold an exclusive lock on the file `path` (made if missing); wait while another process has
     it. The system frees it when the process ends, killed or not."""
-    with open(path, "w") as file:
+    with open_lock(path) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def open_lock(path: Path) -> IO[str]:
+    """Open a file to lock it, made if missing; a link in its place is refused, not followed."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+    return open(path, "r+", opener=lambda name, _: os.open(name, flags, 0o666))
 
 
 @contextlib.contextmanager
@@ -38,11 +45,10 @@ def sole_user(folder: str | Path, name: str) -> Iterator[None]:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".in_use", "a+") as file:
+    with open_lock(folder / ".in_use") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            file.seek(0)
             who = " ".join(file.read(200).split()) or "another process"
             raise FolderInUse(
                 f"{name} {folder} is in use by {who}; wait for its end, or use another folder"

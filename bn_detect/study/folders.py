@@ -12,6 +12,7 @@ from detectron2.config import get_cfg
 
 from ..configuration.keys import add_bn_detect_config
 from ..runtime.files import OTHER_OUTPUT, read_json, write_atomically, write_json
+from ..runtime.folder_lock import open_lock
 from .measures.registry import MEASURES
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 # Where and how fast a run is done; its results are the same.
 _OF_THE_MACHINE = ("MODEL.DEVICE", "DATALOADER.NUM_WORKERS")
+_NUMBERS = ("seed", "iterations", "train_seconds", "measure_seconds")  # of measurements.json
 
 
 OR_FORCE = f"{OTHER_OUTPUT}, or --force to run it anew"
@@ -38,9 +40,7 @@ def check_folders(runs: Sequence["Run"], remedy: str = OTHER_OUTPUT) -> None:
         for name in ("measurements.json", "status.json", "versions.json"):
             read_json(run.folder / name, remedy)
         measured = run.measurements()
-        if measured and not all(
-            isinstance(measured.get(key), dict) for key in ("measures", "started", "measured")
-        ):
+        if measured and not _are_measurements(measured, run):
             raise ValueError(f"{run.folder / 'measurements.json'} holds something else; {remedy}")
         old = _flat({key: before.get(key) for key in run.identity()})
         old |= _flat(_settings(run, remedy))
@@ -68,6 +68,17 @@ def check_folders(runs: Sequence["Run"], remedy: str = OTHER_OUTPUT) -> None:
             )
 
 
+def _are_measurements(content: dict[str, Any], run: "Run") -> bool:
+    """Return whether `content` is of the form that `Measurements` writes, and of this run."""
+    if not all(isinstance(content.get(key), int | float) for key in _NUMBERS):
+        return False
+    parts = [content.get(key) for key in ("measures", "started", "measured")]
+    if not all(isinstance(part, dict) for part in parts):
+        return False
+    options = [value for part in parts for value in part.values()]
+    return content.get("arm") == run.arm and all(isinstance(value, dict) for value in options)
+
+
 def _settings(run: "Run", remedy: str) -> dict[str, Any]:
     path = run.folder / "settings.yaml"
     try:
@@ -83,8 +94,8 @@ def _settings(run: "Run", remedy: str) -> dict[str, Any]:
 def _made_with(run: "Run", unknown: set[str]) -> str:
     """Name the versions, where the run knows keys that are not known here."""
     versions = read_json(run.folder / "versions.json")
-    first: dict[str, str] = next(iter(versions.values()), {})
-    made = first.get("detectron2")
+    first = next(iter(versions.values()), None)
+    made = first.get("detectron2") if isinstance(first, dict) else None
     if not unknown or made is None:
         return ""
     import detectron2
@@ -142,7 +153,7 @@ def forget(runs: Sequence["Run"]) -> None:
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[bool]:
     """Lock a file for this process, if no other has it; yields whether it could be locked."""
-    with open(path, "a") as file:
+    with open_lock(path) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from ..configuration.files import find
+from ..runtime.files import as_folder_name
 from .grid import Grid, expanded
 from .measures.registry import DEFAULT, MEASURES
 from .plan import Arm, Chart, Claim, Series, Side, Start, Study, columns_of
@@ -209,6 +210,10 @@ class _Reader:
         self.mapping(where, tree, [f.name for f in fields(Chart)], ("name", "caption", "series"))
         texts = {"name": str, "caption": str, "label": str, "over": str, "panels": str}
         self.kinds(f"{where}: ", tree, **texts, series=list, log=bool)
+        try:
+            as_folder_name(tree["name"], f"{where}: name")
+        except ValueError as error:
+            raise self.error(str(error)) from error
         for axis in ("over", "panels"):
             if axis in tree:
                 self.known(f"{where}: {axis}", tree[axis], grid, "the axes of the grid")

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from detectron2.utils import comm
 
-from bn_detect.commands import benchmark, data, demo, domain_shift, precise_bn, study
+from bn_detect.commands import benchmark, data, demo, domain_shift, precise_bn, probe, study
 from bn_detect.commands.train import main as train
 from bn_detect.runtime.launch import launch
 from tests.helpers.train_net import REPOSITORY
@@ -46,6 +46,7 @@ COMMANDS = {
         ["--config-file", CONFIG, "--weights", CONFIG, "--output", "out.pth"],
     ),
     "domain-shift": (domain_shift.main, ["--config-file", CONFIG, "--weights", CONFIG]),
+    "probe": (probe.main, ["--config-file", CONFIG, "--weights", CONFIG]),
     "study": (study.main, ["studies/demo.yaml"]),
     "data": (data.main, ["check", "nothing_like_this"]),
     "benchmark": (benchmark.main, ["traffic"]),
@@ -55,6 +56,7 @@ EARLY = {
     "train": "bn_detect.commands.train.read_config",
     "precise-bn": "bn_detect.commands.precise_bn.read_config",
     "domain-shift": "bn_detect.commands.domain_shift.read_config",
+    "probe": "bn_detect.configuration.reading.read_config",
     "study": "bn_detect.commands.study.read_study",
     "data": "bn_detect.commands.data.check_dataset",
     "benchmark": "bn_detect.benchmarks.traffic.run",
@@ -95,6 +97,40 @@ def test_interrupted_ranks(tmp_path, happened):
     printed = (tmp_path / "log").read_text()
     assert printed == "interrupted by SIGINT\n"
     happened(printed.strip())
+
+
+@pytest.mark.fault(
+    "Ctrl-C in bn-detect study, to all its processes while they start",
+    should="one line, exit code 130; no process is left",
+)
+def test_interrupted_server(studies, server, tmp_path, happened):
+    words = ["-W", "ignore", "-u", "-m", "bn_detect", "study", *studies.of_study, str(tmp_path)]
+    words += ["--options", "DATASETS.TRAIN", "('coco_2017_train',)"]
+    words += ["DATASETS.TEST", "('coco_2017_val',)"]
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen(
+            [sys.executable, *words],
+            cwd=REPOSITORY,
+            env=server.command.environment,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+
+    def importing() -> bool:
+        """Whether the process that imports what runs need is at it."""
+        others = (pid for pid in in_session(process.pid) if pid != process.pid)
+        return any("libtorch" in Path(f"/proc/{pid}/maps").read_text() for pid in others)
+
+    wait_for(importing)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(60) == 130
+    wait_for(lambda: not in_session(process.pid))
+    printed = (tmp_path / "log").read_text()
+    assert "Traceback" not in printed and "KeyboardInterrupt" not in printed, printed
+    *_, last = printed.splitlines()
+    assert last.startswith("interrupted by SIGINT; to go on: bn-detect study")
+    happened(last.replace(str(studies.file.parent), "FOLDER").replace(str(tmp_path), "FOLDER"))
 
 
 @pytest.mark.parametrize("name", ["study", "domain-shift"])
@@ -155,8 +191,8 @@ def test_launchers(kind, name, monkeypatch, capsys, tmp_path, happened):
         words += ["--weights", str(tmp_path / "in.pth"), "--output", str(tmp_path / "out.pth")]
     assert command(words) == 2
     printed = capsys.readouterr().err
-    assert (printed.count("\n") == 1 and "RANK" in printed) or "WORLD_SIZE" in printed
-    assert "torchrun" in printed
+    assert printed.startswith("error: ") and printed.count("\n") == 1 and "torchrun" in printed
+    assert all(name in printed for name in LAUNCHERS[kind] if not name.startswith("MASTER"))
     happened(printed.strip())
 
 

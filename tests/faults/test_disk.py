@@ -14,13 +14,13 @@ import pytest
 import torch
 from torch import nn
 
-from bn_detect.commands.study import main as study_main
 from bn_detect.data import prepare_dataset
 from bn_detect.runtime.checkpointer import AtomicCheckpointer
 from bn_detect.runtime.errors import CheckpointError
 from bn_detect.runtime.files import TEMPORARY, write_json
 
 from .fork_server import wait_for
+from .studies import files, one_line
 
 
 @contextlib.contextmanager
@@ -236,30 +236,17 @@ def test_other_config(server, tmp_path, change, happened):
     "the output folder of another study, of other options, or of something else",
     should="refused before anything is written",
 )
-def test_other_study(tmp_path, happened, capsys):
-    study, output = tmp_path / "study.yaml", tmp_path / "out"
-    base = Path(__file__).parents[2] / "configs/leaky-shapes/faster_rcnn_small.yaml"
-
-    def write(name: str, options: str) -> None:
-        study.write_text(
-            f"name: x\nbase: {base}\nmeasure: [companion_swap]\narms:\n- name: {name}\n"
-            f"  options: {{{options}}}\n"
-        )
-
-    folder = output / "runs/a/seed_1"
+def test_other_study(studies, tmp_path, happened, capsys):
+    folder = tmp_path / "runs/an_arm/seed_1"
     folder.mkdir(parents=True)
-    write("a", "")
     (folder / "run.json").write_text('{"arm": "of another study", "seed": 1}')
     (folder / "settings.yaml").write_text("SEED: 7\n")
-    before = {p: p.read_bytes() for p in output.rglob("*") if p.is_file()}
-    arguments = ["--study", str(study), "--output", str(output)]
-    assert study_main(arguments) == 2
-    said = capsys.readouterr().err
-    assert "holds a run with other settings (" in said and str(folder) in said
+    before = files(tmp_path)
+    assert studies.main("study", tmp_path) == 2
+    line = one_line(capsys, "holds a run with other settings (", folder)
+    assert files(tmp_path) == before
     (folder / "run.json").write_text("not JSON")
-    assert study_main(arguments) == 2
-    broken = capsys.readouterr().err
-    assert str(folder / "run.json") in broken and broken.count("\n") == 1
-    (folder / "run.json").write_text('{"arm": "of another study", "seed": 1}')
-    assert {p: p.read_bytes() for p in output.rglob("*") if p.is_file()} == before
-    happened(said.strip().replace(str(tmp_path), "FOLDER")[:200])
+    assert studies.main("study", tmp_path) == 2
+    one_line(capsys, folder / "run.json")
+    assert (folder / "run.json").read_text() == "not JSON"
+    happened(line.replace(str(tmp_path), "FOLDER")[:200])

@@ -109,8 +109,9 @@ def test_threads(what, size, happened):
 @pytest.mark.parametrize("how", ["scripted", "traced"])
 @pytest.mark.parametrize("mode", ["in training mode", "with mini-batch statistics at inference"])
 def test_torchscript(mode, how, happened):
-    layout = RoILayout(NormalizationBatch(test_stats="minibatch"))
-    layer = RoIBatchNorm2d(2, layout=layout).train(mode == "in training mode")
+    training = mode == "in training mode"
+    layout = RoILayout(NormalizationBatch(test_stats="population" if training else "minibatch"))
+    layer = RoIBatchNorm2d(2, layout=layout).train(training)
     x = torch.randn(4, 2, 3, 3)
     layout.record([2, 2])
     with pytest.raises((RuntimeError, torch.jit.Error)) as error:

@@ -11,10 +11,13 @@ from bn_detect.commands import domain_shift
 from bn_detect.commands import study as command
 from bn_detect.runtime.errors import RunFailed, WorkerDied
 from bn_detect.study.execution import measuring
+from bn_detect.study.folders import prepare_folders
 from bn_detect.study.measures.domain_table import domains
 from bn_detect.study.measures.registry import MEASURES
+from bn_detect.study.reading import read_study
 from bn_detect.study.report import own_tables, write_report
-from bn_detect.study.results import Findings
+from bn_detect.study.results import Findings, collect
+from bn_detect.study.runs import plan_runs
 from tests.study.made_up import finished, flip, run, study
 
 from .studies import files, one_line
@@ -57,6 +60,33 @@ def test_measures_of_several_workers(how, studies, tmp_path, monkeypatch, happen
 
 
 @pytest.mark.fault(
+    "a probe fails in a run of one process",
+    should="the measures after it are taken; the report shows the cause",
+)
+def test_a_probe_that_fails(studies, tmp_path, monkeypatch, happened):
+    planned = dataclasses.replace(
+        studies.run(tmp_path), measure={"companion_swap": {}, "detections": {}}
+    )
+    prepare_folders([planned])
+
+    def take(name: str, subject, measurements: measuring.Measurements) -> None:
+        if name == "companion_swap":
+            raise RuntimeError("no group\nhas two RoIs")
+        measurements.complete(name)
+
+    monkeypatch.setattr(measuring, "load_model", lambda *_: None)
+    monkeypatch.setattr(measuring, "_take_one", take)
+    with pytest.raises(RunFailed) as error:
+        measuring.measure(planned.folder)
+    assert set(planned.measurements()["measured"]) == {"detections"}
+    planned.set_status("failed", error=str(error.value), log="measure.log")  # as a run's end does
+    results = collect(read_study(studies.file), [planned], tmp_path, "bn-detect study")
+    page = write_report(results, tmp_path).read_text()
+    assert "RuntimeError: no group has two RoIs" in page
+    happened(str(error.value))
+
+
+@pytest.mark.fault(
     "an arm's name holds a line break and bars", should="table.md has one row for each arm"
 )
 def test_names_in_the_table(tmp_path, happened):
@@ -80,6 +110,18 @@ def test_names_in_other_tables(tmp_path, monkeypatch, happened):
     own_tables(Findings(study({name: {"runs": [finished(name, 1, {"domain_shift": {}})]}})))
     assert seen == ["one / two / three"]
     happened(seen[0])
+
+
+@pytest.mark.parametrize("name", ["对照", "../../outside"])
+@pytest.mark.fault("an arm is called {name!r}", should="it has a folder of its own in the study's")
+def test_folders_of_arms(name, studies, tmp_path, happened):
+    content = yaml.safe_load(studies.file.read_text()) | {"arms": [{"name": name}]}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(content))
+    ((planned,),) = plan_runs(read_study(tmp_path / "study.yaml"), tmp_path / "out")
+    prepare_folders([planned])
+    assert planned.folder.resolve().parents[1] == tmp_path / "out/runs"
+    assert json.loads((planned.folder / "run.json").read_text())["arm"] == name
+    happened(f"{planned.folder}".replace(str(tmp_path), "FOLDER"))
 
 
 @pytest.mark.fault(

@@ -12,9 +12,10 @@ import torch
 from detectron2.data import DatasetCatalog
 from detectron2.data.build import load_proposals_into_dataset
 
-from bn_detect.commands import precise_bn
+from bn_detect.commands import precise_bn, probe
 from bn_detect.data.proposals import dataset_dicts
 from bn_detect.engine import BNTrainer
+from bn_detect.probes import companion_swap, probe_loader
 from bn_detect.runtime.array_pickle import read_arrays
 from bn_detect.runtime.checkpoint_file import read_checkpoint
 from bn_detect.runtime.checkpointer import AtomicCheckpointer
@@ -39,7 +40,9 @@ def proposals(root: Path) -> dict:
     }
 
 
-@pytest.mark.parametrize("command", ["train", "--eval-only", "precise-bn"])
+@pytest.mark.parametrize(
+    "command", ["train", "train --eval-only", "train --trust-checkpoint", "precise-bn", "probe"]
+)
 @pytest.mark.fault(
     "MODEL.LOAD_PROPOSALS with a file of proposals that executes code, in {command}",
     should="one line, exit code 2, nothing executed",
@@ -55,7 +58,7 @@ def test_proposals_with_code(command, server, tmp_path, happened, capsys):
         "DATASETS.TEST": "('coco_2017_val',)",
     }
     keys = {key.replace(".", "__"): value for key, value in keys.items()}
-    if command == "precise-bn":
+    if command in ("precise-bn", "probe"):
         cfg = config(server.root, tmp_path, MODEL__PROPOSAL_GENERATOR__NAME="PrecomputedProposals")
         weights = tmp_path / "in.pth"
         torch.save({"model": BNTrainer.build_model(cfg).state_dict()}, weights)
@@ -71,11 +74,14 @@ def test_proposals_with_code(command, server, tmp_path, happened, capsys):
             SOLVER__IMS_PER_BATCH=2,
             **keys | names,
         )
-        code, printed = precise_bn.main(words), capsys.readouterr().err
+        main = probe.main if command == "probe" else precise_bn.main
+        code, printed = main(words), capsys.readouterr().err
     else:
-        flags = [command] if command.startswith("--") else []
         run = server.start(
-            tmp_path / "out", *flags, MODEL__PROPOSAL_GENERATOR__NAME="PrecomputedProposals", **keys
+            tmp_path / "out",
+            *command.split()[1:],
+            MODEL__PROPOSAL_GENERATOR__NAME="PrecomputedProposals",
+            **keys,
         )
         code, printed = run.wait(), run.printed
     assert not mark.exists()
@@ -107,6 +113,31 @@ def test_harmless_proposals(server, tmp_path, happened):
 
 
 @pytest.mark.fault(
+    "a probe of a model that has a file of proposals",
+    should="its RoIs are those of the file; for another dataset the key is named",
+)
+def test_probe_with_proposals(server, tmp_path, happened):
+    content, file = proposals(server.root), tmp_path / "proposals.pkl"
+    file.write_bytes(pickle.dumps(content))
+    cfg = config(
+        server.root,
+        tmp_path,
+        MODEL__PROPOSAL_GENERATOR__NAME="PrecomputedProposals",
+        MODEL__LOAD_PROPOSALS=True,
+        DATASETS__TEST="('in_process_val',)",
+        DATASETS__PROPOSAL_FILES_TEST=f"('{file}',)",
+    )
+    loader = probe_loader(cfg, "in_process_val", 2)
+    assert all(0 < len(image["proposals"]) <= 9 for batch in loader for image in batch)
+    found = companion_swap(BNTrainer.build_model(cfg).eval(), loader, 2)
+    with pytest.raises(
+        ValueError, match="PROPOSAL_FILES_TEST has no file for dataset 'in_process_t"
+    ):
+        probe_loader(cfg, "in_process_train", 2)
+    happened(f"probed {found.rois} RoIs of {found.images} images")
+
+
+@pytest.mark.fault(
     "weights in a .pyth file that executes code, with TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1",
     should="refused, nothing executed; a harmless one loads",
 )
@@ -125,6 +156,39 @@ def test_pyth(tmp_path, monkeypatch, happened):
     torch.save({"model": state()["model"]}, path)
     with pytest.raises(CheckpointError, match="holds no 'model_state'"):
         AtomicCheckpointer(model()).load(str(path))
+
+
+OTHER_CONTENT = {
+    "a training script's state_dict and epoch": {"state_dict": state()["model"], "epoch": 3},
+    "a number as model": {"model": 5, "__author__": "x"},
+    "numbers for names": {1: torch.ones(2)},
+    "no tensors": {"model": {"weight": "x"}},
+    "blobs that are a list": {"blobs": [1]},
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_CONTENT)
+@pytest.mark.fault(
+    "weights in a .pyth, .pkl or .pth file that holds {kind}",
+    should="one line that says what it holds",
+)
+def test_other_content(kind, tmp_path, happened):
+    for suffix in ("pyth", "pkl", "pth"):
+        path = tmp_path / f"weights.{suffix}"
+        if suffix == "pkl":
+            path.write_bytes(pickle.dumps(_arrays(OTHER_CONTENT[kind])))
+        else:
+            torch.save(OTHER_CONTENT[kind], path)
+        with pytest.raises(CheckpointError, match=str(path)) as error:
+            AtomicCheckpointer(model()).load(str(path))
+    happened(str(error.value).replace(str(tmp_path), "FOLDER"))
+
+
+def _arrays(tree):
+    """Replace tensors by arrays, as files of the model zoo have them."""
+    if isinstance(tree, dict):
+        return {key: _arrays(value) for key, value in tree.items()}
+    return tree.numpy() if torch.is_tensor(tree) else tree
 
 
 class _State:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bn_detect.commands import domain_shift, precise_bn, study
+from bn_detect.commands import domain_shift, precise_bn, probe, study
 from bn_detect.commands.train import main as train
 from bn_detect.engine import BNTrainer
 from tests.helpers.in_process import config
@@ -57,7 +57,7 @@ def weights(server, tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize(
-    "name", ["train", "train --eval-only", "precise-bn", "domain-shift", "study"]
+    "name", ["train", "train --eval-only", "precise-bn", "domain-shift", "study", "probe"]
 )
 @pytest.mark.fault(
     "bn-detect {name}: the dataset has more classes than the model",
@@ -77,7 +77,8 @@ def test_classes(name, weights, tmp_path, capsys, monkeypatch, happened):
         code = study.main([*study_of(weights / "config.yaml", tmp_path), str(tmp_path / "out")])
     else:
         paths = ["--weights", str(weights / "in.pth"), "--output", str(tmp_path / "out")]
-        code = domain_shift.main([*words, *paths, "--corruptions", "contrast"])
+        command = domain_shift.main if name == "domain-shift" else probe.main
+        code = command([*words, *paths])
     printed = capsys.readouterr().err
     assert code == 2, printed
     assert "NUM_CLASSES is 4, but dataset 'in_process_" in printed and "has 80 classes" in printed
@@ -98,6 +99,21 @@ def test_num_images(number, weights, tmp_path, capsys, happened):
     printed = capsys.readouterr().err
     assert printed.count("\n") == 1 and f"{number} images" in printed, printed
     assert not (tmp_path / "out").exists()
+    happened(printed.strip())
+
+
+@pytest.mark.fault(
+    "bn-detect domain-shift --images-of a dataset that is not registered",
+    should="one line that names it, exit code 2, before a model is built",
+)
+def test_images_of(weights, tmp_path, capsys, monkeypatch, happened):
+    monkeypatch.setattr(domain_shift, "plan_runs", None)  # which builds the model
+    words = ["--config-file", weights / "config.yaml", "--weights", weights / "fits.pth"]
+    words += ["--output", tmp_path / "out", "--images-of", "in_process_vla"]
+    assert domain_shift.main([str(word) for word in words]) == 2
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1 and "--images-of in_process_vla" in printed, printed
+    assert "in_process_val" in printed and not (tmp_path / "out").exists()
     happened(printed.strip())
 
 

@@ -3,6 +3,8 @@
 import fcntl
 import json
 import pickle
+import signal
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -11,6 +13,7 @@ from bn_detect.commands import domain_shift
 from bn_detect.commands import study as command
 from bn_detect.runtime.errors import CheckpointError
 from bn_detect.runtime.folder_lock import sole_user
+from bn_detect.study.execution import execute
 from bn_detect.study.execution.pool import run_here
 from bn_detect.study.execution.steps import StudyTrainer
 from tests.helpers.in_process import config
@@ -74,12 +77,18 @@ def test_force_spares_a_run_in_progress(studies, tmp_path, capsys, happened):
     assert files(tmp_path) == before
 
 
+NUMBERS = '"seed": 1, "iterations": 2, "train_seconds": 1, "measure_seconds": 1'
 SPOILT = {
-    "run.json": "[1]",
-    "measurements.json": '{"measures": 5}',
-    "status.json": "{",
-    "versions.json": "null",
-    "settings.yaml": "!!python/object/apply:os.mkdir ['MARK']",
+    "run.json": ["[1]"],
+    "measurements.json": [
+        '{"measures": 5}',
+        '{"measures": {}, "started": {}, "measured": {}}',
+        '{"arm": "an arm", "measures": {}, "started": {}, "measured": {"x": [1]}, NUMBERS}',
+        '{"arm": "another", "measures": {}, "started": {}, "measured": {}, NUMBERS}',
+    ],
+    "status.json": ["{"],
+    "versions.json": ["null"],
+    "settings.yaml": ["5", "!!python/object/apply:os.mkdir ['MARK']"],
 }
 
 
@@ -90,12 +99,36 @@ SPOILT = {
 )
 def test_spoilt_run_folders(name, studies, tmp_path, capsys, happened):
     planned, mark = studies.run(tmp_path / "out"), tmp_path / "mark"
-    (planned.folder / name).write_text(SPOILT[name].replace("MARK", str(mark)))
-    before = files(tmp_path)
-    assert studies.main("study", tmp_path / "out") == 2
-    line = one_line(capsys, planned.folder / name)
-    assert files(tmp_path) == before and not mark.exists()
+    for content in SPOILT[name]:
+        content = content.replace("MARK", str(mark)).replace("NUMBERS", NUMBERS)
+        (planned.folder / name).write_text(content)
+        before = files(tmp_path)
+        assert studies.main("study", tmp_path / "out") == 2
+        line = one_line(capsys, planned.folder / name)
+        assert files(tmp_path) == before and not mark.exists()
     happened(line.replace(str(planned.folder), "FOLDER")[:200])
+
+
+@pytest.mark.fault(
+    "metrics.json in the folder of a run holds something else",
+    should="such lines do not count, and the run goes on",
+)
+def test_spoilt_metrics(studies, tmp_path, happened):
+    planned = studies.run(tmp_path)
+    lines = [
+        b"7",
+        b"[1]",
+        b"{}",
+        b'{"total_loss": 1}',
+        b"\xff\0",
+        b"[" * 5000,
+        b'{"iteration": "x"',
+    ]
+    good = b'{"iteration": 0, "total_loss": 1.5, "time": 0.1}'
+    (planned.folder / "metrics.json").write_bytes(b"\n".join([*lines, good, *lines]))
+    assert studies.main("study", tmp_path, "--dry-run") == 0
+    assert planned.iterations_done() == 1
+    happened(f"{2 * len(lines)} lines left out, one read")
 
 
 @pytest.mark.fault(
@@ -150,6 +183,19 @@ def test_a_disk_that_fills_up(studies, tmp_path, happened):
         (folder / "ballast").unlink()
         assert files(folder) == before and str(planned.folder) in str(error.value)
         happened(str(error.value).replace(str(folder), "FOLDER"))
+
+
+@pytest.mark.fault(
+    "the process of a run is killed before it opens its log",
+    should="the run has failed, and says so; the others go on",
+)
+def test_no_log(studies, tmp_path, monkeypatch, happened):
+    planned = studies.run(tmp_path)
+    dead = SimpleNamespace(exitcode=-signal.SIGKILL, pid=None, join=lambda: None)
+    monkeypatch.setattr(execute.child, "start", lambda *_: dead)
+    run_here([[planned]], 1, lambda: None)
+    assert planned.status()["state"] == "failed"
+    happened(" ".join(planned.status()["error"].split()))
 
 
 @pytest.mark.fault(

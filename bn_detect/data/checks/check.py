@@ -87,17 +87,22 @@ def check_dataset(name: str, cfg: CfgNode | None = None) -> DatasetSummary:
         DatasetError: the dataset is not registered, missing, or faulty. The message names the file,
             and the first faults with the ids of their images and annotations.
     """
-    as_folder_name(name, "dataset")
-    if name not in DatasetCatalog:
-        close = difflib.get_close_matches(name, DatasetCatalog.list())
-        advice = f"did you mean {', '.join(close)}?" if close else "register it before it is used"
-        raise DatasetError(f"dataset {name!r} is not registered: {advice}")
+    check_registered(name)
     metadata = MetadataCatalog.get(name)
     needs = Needs() if cfg is None else needs_of(cfg, name)
     raise_faults(f"dataset {name!r}", _metadata_faults(metadata, needs))
     if metadata.get("evaluator_type") in COCO_STYLE and metadata.get("json_file"):
         return _check_coco(name, metadata, needs)
     return _check_dicts(name, metadata, needs)
+
+
+def check_registered(name: str) -> None:
+    """Raise ValueError for a name that no registered dataset has, or that no folder can have."""
+    as_folder_name(name, "dataset")
+    if name not in DatasetCatalog:
+        close = difflib.get_close_matches(name, DatasetCatalog.list())
+        advice = f"did you mean {', '.join(close)}?" if close else "register it before it is used"
+        raise DatasetError(f"dataset {name!r} is not registered: {advice}")
 
 
 def _metadata_faults(metadata: Metadata, needs: Needs) -> Iterator[str]:

@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import get_detection_dataset_dicts
 from detectron2.data.detection_utils import build_augmentation
 
 from ...data import BNDatasetMapper
+from ...data.proposals import dataset_dicts, proposal_files
 
 Mapper = Callable[[dict[str, Any]], Any]
 
@@ -55,11 +55,12 @@ def probe_loader(
         mapper: from a dataset dict to what the model is trained with; None: as `cfg` says.
 
     Raises:
-        ValueError: the dataset has fewer images than a batch needs.
+        ValueError: the dataset has fewer images than a batch needs, or no file of proposals where
+            the model needs one.
     """
-    dicts = get_detection_dataset_dicts(
-        [dataset_name], filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-    )
+    files = proposal_files(cfg, dataset_name)
+    filter_empty = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+    dicts = dataset_dicts([dataset_name], files, filter_empty=filter_empty)
     if not 1 <= images_per_batch <= len(dicts):
         raise ValueError(
             f"images_per_batch is {images_per_batch}, but {dataset_name} has {len(dicts)} images"

@@ -14,12 +14,14 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from unittest import mock
 
 from ...runtime.errors import RunFailed
+from ...runtime.signals import ctrl_c_held
 
 SERVER_DIED = 255  # multiprocessing's exit code of a process whose end nobody saw
 PRELOADED = ["bn_detect.study.execution.steps"]
@@ -45,6 +47,8 @@ def start(step: Step, folder: Path, log: Path, environment: Mapping[str, str]) -
     everything = {k: v for k, v in everything.items() if k not in _OF_TORCHRUN}
     process = context.Process(target=_run, args=(step, folder, log, everything))
     with mock.patch.dict(os.environ, _AT_IMPORT):
+        with ctrl_c_held():  # from the server too, which would end with a traceback as it imports
+            forkserver.ensure_running()
         process.start()
     return process
 
@@ -74,6 +78,7 @@ def kill(process: BaseProcess) -> None:
 
 def _run(step: Step, folder: Path, log: Path, environment: Mapping[str, str]) -> None:
     os.setsid()  # an interrupt from the keyboard is for the study to handle
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with open(log, "a") as file, open(os.devnull) as nothing:
         os.dup2(nothing.fileno(), 0)

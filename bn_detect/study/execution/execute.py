@@ -1,5 +1,6 @@
 """Carry one run to its end: train, then measure, each in a process of its own; keep how it went."""
 
+import contextlib
 import signal
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping
@@ -83,6 +84,7 @@ def _process(
 def _error(task: Task, code: int, log: Path) -> str:
     """Say how a task failed, with the last lines of its log."""
     how = f"exit code {code}" if code > 0 else signal.Signals(-code).name
-    with open(log, errors="replace") as file:
+    lines = "it wrote no log"  # where its process was killed at its beginning
+    with contextlib.suppress(FileNotFoundError), open(log, errors="replace") as file:
         lines = "".join(deque(file, ERROR_LINES)).strip()
     return f"{task.doing} ended with {how}\n{lines}"

@@ -85,6 +85,11 @@ def _check(cfg: CfgNode, model: nn.Module, options: Options) -> None:
             f"MODEL.ROI_BN.TEST_STATS is {cfg.MODEL.ROI_BN.TEST_STATS!r}, which uses no population "
             "statistics; use 'population'"
         )
+    if cfg.MODEL.LOAD_PROPOSALS:
+        raise ValueError(
+            "MODEL.LOAD_PROPOSALS is True, but the images of other domains have no file of "
+            "proposals; use a model that makes its own"
+        )
     for key in ("corruptions", "severities", "num_images"):
         if not isinstance(options[key], list) or (not options[key] and key != "corruptions"):
             raise ValueError(f"domain_shift: {key} is {options[key]!r}; it must be a list")

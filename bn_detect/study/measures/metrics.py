@@ -6,6 +6,7 @@ from pathlib import Path
 
 MAX_POINTS = 200
 TAIL = 1 << 16  # bytes that hold the last record for certain
+_ALWAYS = ("iteration", "total_loss")  # in the record of an iteration
 LAST = 0.1  # share of the iterations that the final losses are means of
 
 
@@ -15,14 +16,9 @@ def read_metrics(path: Path) -> list[dict]:
     A run that was killed and resumed wrote some iterations twice, of which the later counts, and
     perhaps a line that is cut off, which does not.
     """
-    records = {}
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if "total_loss" in record:
-            records[record["iteration"]] = record
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    found = [record for line in lines if (record := _record(line)) is not None]
+    records = {record["iteration"]: record for record in found}
     return [records[iteration] for iteration in sorted(records)]
 
 
@@ -33,14 +29,17 @@ def latest(path: Path) -> dict:
     with open(path, "rb") as file:
         file.seek(max(0, path.stat().st_size - TAIL))
         lines = file.read().splitlines()
-    for line in reversed(lines):
-        try:
-            record = json.loads(line)
-        except ValueError:  # it is cut off, or being written
-            continue
-        if "total_loss" in record:
-            return record
-    return {}
+    return next((record for line in reversed(lines) if (record := _record(line)) is not None), {})
+
+
+def _record(line: bytes) -> dict | None:
+    """Return the record of a training iteration; None for another, or a line that is cut off."""
+    try:
+        record = json.loads(line)
+    except (RecursionError, ValueError):
+        return None
+    numbers = isinstance(record, dict) and {type(record.get(key)) for key in _ALWAYS}
+    return record if numbers and numbers <= {int, float} else None
 
 
 def seconds_per_iteration(records: list[dict]) -> float | None:
