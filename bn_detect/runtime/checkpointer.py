@@ -135,14 +135,14 @@ class AtomicCheckpointer(DetectionCheckpointer):
         if suffix == ".pyth":  # of pycls
             if not isinstance(data.get("model_state"), dict):
                 raise CheckpointError(f"{filename} holds no 'model_state', as files of pycls do")
-            state = _check_state(data["model_state"], filename).items()
-            state = {k: v for k, v in state if not k.endswith("num_batches_tracked")}
+            state = _check_state(data["model_state"], filename)
+            state = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
             return {"model": state, "__author__": "pycls", "matching_heuristics": True}
         if "model" in data and "__author__" in data:
             _check_state(data["model"], filename)
             return data
-        state = _check_state(data.get("blobs", data), filename).items()
-        state = {key: value for key, value in state if not key.endswith("_momentum")}
+        state = _check_state(data.get("blobs", data), filename)
+        state = {key: value for key, value in state.items() if not key.endswith("_momentum")}
         return {"model": state, "__author__": "Caffe2", "matching_heuristics": True}
 
     def _torch_load(self, filename: str) -> dict[str, Any]:

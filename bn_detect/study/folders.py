@@ -73,9 +73,9 @@ def _are_measurements(content: dict[str, Any], run: "Run") -> bool:
     if not all(isinstance(content.get(key), int | float) for key in _NUMBERS):
         return False
     parts = [content.get(key) for key in ("measures", "started", "measured")]
+    options = [value for part in parts if isinstance(part, dict) for value in part.values()]
     if not all(isinstance(part, dict) for part in parts):
         return False
-    options = [value for part in parts for value in part.values()]
     return content.get("arm") == run.arm and all(isinstance(value, dict) for value in options)
 
 
