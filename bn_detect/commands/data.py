@@ -172,7 +172,7 @@ def _add_options(command: argparse.ArgumentParser, kind: str, row: Dataset) -> N
             dest=option.name,
             type=str if several else type(option.default),
             nargs="+" if several else None,
-            default=option.default,
+            default=argparse.SUPPRESS if rule["required"] else option.default,
             choices=rule["choices"],
             required=rule["required"],
             help=rule["help"],

@@ -1,8 +1,10 @@
 """`bn-detect SUBCOMMAND ...`: which module is which subcommand. Each is imported when it is run."""
 
+import contextlib
 import difflib
 import importlib
 import sys
+from collections.abc import Iterator
 
 # The subcommand's module in bn_detect.commands, and what it does.
 SUBCOMMANDS = {
@@ -36,7 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     sys.argv[0] = f"bn-detect {name}"  # which the usage of the subcommand begins with
     try:
-        module = importlib.import_module(f"bn_detect.commands.{SUBCOMMANDS[name][0]}")
+        with waiting("Loading PyTorch and Detectron2 ..."):  # which takes seconds
+            module = importlib.import_module(f"bn_detect.commands.{SUBCOMMANDS[name][0]}")
         return module.main(rest)
     except ImportError as error:
         if (error.name or "").partition(".")[0] != "detectron2":
@@ -46,6 +49,19 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:  # while it is imported
         print("interrupted by SIGINT", file=sys.stderr)
         return 130
+
+
+@contextlib.contextmanager
+def waiting(line: str) -> Iterator[None]:
+    """Show a line meanwhile, where somebody sits at a terminal."""
+    shown = sys.stderr.isatty()
+    if shown:
+        print(line, end="", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        if shown:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)  # take it away
 
 
 def usage() -> str:

@@ -38,7 +38,7 @@ def _section(findings: Findings) -> list[str]:
     found = Leaks(findings)
     if found.answers:
         verdicts = [f"* {arm} {found.sentence(arm)}." for arm in findings.arms]
-        text += ["\n".join(verdicts), found.note]
+        text += ["\n".join(verdicts), *found.gaps(), found.note]
     if lines := claims(findings):
         text.append(
             "\n".join(f"* {c}: **{answer}** {numbers}".rstrip() for c, answer, numbers in lines)

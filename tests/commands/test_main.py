@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -50,3 +51,19 @@ def test_another_module_that_is_missing_is_a_fault(monkeypatch):
     monkeypatch.setattr(importlib, "import_module", missing)
     with pytest.raises(ModuleNotFoundError):
         main(["train"])
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_at_a_terminal_it_says_at_once_what_takes_seconds(terminal, monkeypatch, capsys):
+    before = []
+
+    def slow(name):
+        before.append(capsys.readouterr().err)
+        return SimpleNamespace(main=lambda words: 7)
+
+    monkeypatch.setattr(importlib, "import_module", slow)
+    monkeypatch.setattr(sys, "argv", ["x"])
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    assert main(["train"]) == 7
+    assert before[0].startswith("Loading PyTorch") if terminal else before == [""]
+    assert capsys.readouterr().err == ("\r\033[K" if terminal else "")

@@ -7,6 +7,7 @@ import torch
 from detectron2.layers import get_norm
 from detectron2.solver import LRMultiplier
 
+from bn_detect.commands import domain_shift, train
 from bn_detect.configuration.check import check_run
 from bn_detect.configuration.reading import read_config
 from bn_detect.configuration.resuming import changes
@@ -43,6 +44,15 @@ def test_both_ways_to_write_an_override(words, ours):
     settings = own_batch(BNTrainer.build_model(cfg))
     assert (settings.batch, settings.virtual_workers, settings.seed) == ("images", 2, 5)
     assert cfg.MODEL.LAZY_CONFIG.DIGEST != read().MODEL.LAZY_CONFIG.DIGEST
+
+
+def test_an_override_ends_an_option_of_several_values():
+    common = ["--config-file", "lazy.py", "--weights", "w.pth", "--corruptions", "fog", "snow"]
+    args = domain_shift.parse_arguments([*common, f"{BATCH}=images", "SEED", "1"])
+    assert args.corruptions == ["fog", "snow"] and args.opts == [BATCH, "images", "SEED", "1"]
+    common = ["--config-file", "lazy.py", "--eval-only", "--eval-stats", "population", "minibatch"]
+    args = train.parse_arguments([*common, f"{BATCH}=images"])
+    assert args.eval_stats == ["population", "minibatch"] and args.opts == [f"{BATCH}=images"]
 
 
 def test_heads_of_rethinking_batchnorm_are_global(monkeypatch):

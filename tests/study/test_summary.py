@@ -1,5 +1,6 @@
 """Numbers, intervals and verdicts from results whose answer is known."""
 
+from bn_detect.study.document import write_document
 from bn_detect.study.report import write_report
 from bn_detect.study.results import Findings
 from bn_detect.study.summary import Leaks, cells, claims, table, terminal_tables, verdicts
@@ -55,6 +56,8 @@ def test_a_leak_that_other_arms_may_hide_is_no_comparison_of_arms(tmp_path):
     assert sentence in verdicts(findings)
     headline = f"No leak was found in one image; SyncBN. {sentence}"
     assert headline in write_report(study(arms), tmp_path).read_text()
+    write_document(tmp_path / "both.md", "Both", {tmp_path: study(arms)})
+    assert sentence in (tmp_path / "both.md").read_text()
     swap["per_roi"]["foreground_classification"] = [0.0] * 80
     assert Leaks(Findings(study(arms))).gaps() == []
 
