@@ -23,7 +23,7 @@ from detectron2.utils import comm
 
 from .errors import CheckpointError, WorkerDied
 from .foreign_warnings import silence_foreign_warnings
-from .signals import Interrupted, Request, interruption, requests
+from .signals import Interrupted, Request, ctrl_c_held, interruption, requests
 
 GRACE = 5.0  # seconds in which the others may end by themselves, after one of them ended
 FORCED = 20.0  # seconds in which they may end after SIGTERM
@@ -123,8 +123,9 @@ def launch(
             _stay_on_loopback()
         first = machine_rank * num_gpus
         common = (main, args, first, num_gpus, world_size, dist_url, timeout)
-        workers = mp.start_processes(_worker, common, num_gpus, join=False)
-        request = stack.enter_context(requests(then=lambda request: _pass_on(workers, request)))
+        with ctrl_c_held():
+            workers = mp.start_processes(_worker, common, num_gpus, join=False)
+            request = stack.enter_context(requests(then=lambda request: _pass_on(workers, request)))
         _watch(workers, first, world_size, request)
 
 
@@ -149,6 +150,8 @@ def _worker(
     timeout: timedelta,
 ) -> None:
     """Run a worker that meets the others at an address, or in a file."""
+    # From here on torch takes SIGINT silently; it comes, too, when the launcher has died.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     silence_foreign_warnings()
     group: dict[str, Any] = {"rank": first + local_rank, "world_size": world_size}
     if "://" in dist_url:

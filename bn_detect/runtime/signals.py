@@ -77,7 +77,7 @@ def requests(then: Callable[[Request], None] | None = None) -> Iterator[Request]
 
 @contextlib.contextmanager
 def ctrl_c_held() -> Iterator[None]:
-    """Hold SIGINT back, and keep it for good from the processes that are started meanwhile.
+    """Hold SIGINT back, here and, until they unblock it, in processes that are started meanwhile.
 
     Ctrl-C comes to all processes of a terminal; those then leave it to this one, which tells them,
     from their first instruction on. One that comes meanwhile is taken at the end.

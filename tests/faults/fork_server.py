@@ -46,12 +46,17 @@ class Run:
         """Process ids of the ranks, in their order."""
         with contextlib.suppress(FileNotFoundError):
             text = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text()
-            return sorted(map(int, text.split()))
+            return sorted(int(pid) for pid in text.split() if not _is_tracker(pid))
         return []
 
     def left(self) -> list[int]:
         """Processes of the run that are alive: they are in the session that it began."""
         return in_session(self.pid)
+
+
+def _is_tracker(pid: str) -> bool:
+    """Whether it is the process that Python starts to look after shared memory."""
+    return b"resource_tracker" in Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 def in_session(session: int) -> list[int]:

@@ -99,17 +99,27 @@ def test_interrupted_ranks(tmp_path, happened):
     happened(printed.strip())
 
 
+STARTING = {
+    "study": "interrupted by SIGINT; to go on: bn-detect study",
+    "train": "interrupted by SIGINT; go on from the last checkpoint with --resume",
+}
+
+
+@pytest.mark.parametrize("command", STARTING)
 @pytest.mark.fault(
-    "Ctrl-C in bn-detect study, to all its processes while they start",
+    "Ctrl-C in bn-detect {command}, to all its processes while they start",
     should="one line, exit code 130; no process is left",
 )
-def test_interrupted_server(studies, server, tmp_path, happened):
-    words = ["-W", "ignore", "-u", "-m", "bn_detect", "study", *studies.of_study, str(tmp_path)]
-    words += ["--options", "DATASETS.TRAIN", "('coco_2017_train',)"]
-    words += ["DATASETS.TEST", "('coco_2017_val',)"]
+def test_interrupted_while_starting(command, studies, server, tmp_path, happened):
+    if command == "study":
+        arguments = [*studies.of_study, str(tmp_path), "--options"]
+        arguments += ["DATASETS.TRAIN", "('coco_2017_train',)"]
+        arguments += ["DATASETS.TEST", "('coco_2017_val',)"]
+    else:
+        arguments = server.command.arguments(tmp_path, "--num-gpus", 2)
     with open(tmp_path / "log", "w") as log:
         process = subprocess.Popen(
-            [sys.executable, *words],
+            [sys.executable, "-W", "ignore", "-u", "-m", "bn_detect", command, *arguments],
             cwd=REPOSITORY,
             env=server.command.environment,
             stdout=log,
@@ -118,7 +128,7 @@ def test_interrupted_server(studies, server, tmp_path, happened):
         )
 
     def importing() -> bool:
-        """Whether the process that imports what runs need is at it."""
+        """Whether another process of it is at its imports."""
         others = (pid for pid in in_session(process.pid) if pid != process.pid)
         return any("libtorch" in Path(f"/proc/{pid}/maps").read_text() for pid in others)
 
@@ -129,7 +139,7 @@ def test_interrupted_server(studies, server, tmp_path, happened):
     printed = (tmp_path / "log").read_text()
     assert "Traceback" not in printed and "KeyboardInterrupt" not in printed, printed
     *_, last = printed.splitlines()
-    assert last.startswith("interrupted by SIGINT; to go on: bn-detect study")
+    assert last.startswith(STARTING[command])
     happened(last.replace(str(studies.file.parent), "FOLDER").replace(str(tmp_path), "FOLDER"))
 
 
