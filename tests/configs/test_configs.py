@@ -160,7 +160,9 @@ def flat(cfg: CfgNode, prefix: str = "") -> dict[str, Any]:
 @pytest.mark.parametrize("path", FILES, ids=str)
 def test_loads_validates_and_builds(path):
     cfg = load(path)
-    workers = {"neon": 2, "digits": 1, "COCO-Detection-mini": 1, "real-images": 4}.get(path.parts[0], 8)
+    workers = {"neon": 2, "digits": 1, "COCO-Detection-mini": 1, "real-images": 4}.get(
+        path.parts[0], 8
+    )
     check_settings(cfg, workers)
     cfg.MODEL.WEIGHTS = ""
     model = build_model(cfg)
