@@ -81,6 +81,7 @@ def _verdict(findings: Findings, found: Leaks) -> str:
     """Sum the arms' verdicts up in a sentence."""
     words = {
         "leaks": "The head leaks in",
+        "open": "A leak was seen, but not after correction, in",
         "image": "It depends on its companions' image alone in",
         "clean": "No leak was found in",
     }

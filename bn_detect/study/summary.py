@@ -106,15 +106,26 @@ class Leaks:
         if found is None:
             return "not probed"
         unknown = [a.question.thing for a in found if math.isnan(a.p)]
-        return phrase([a.question.thing for a in found if a.read], unknown)
+        read, undecided = (
+            [a.question.thing for a in found if getattr(a, kind)] for kind in ("read", "open")
+        )
+        return phrase(read, unknown, undecided)
 
     def kind(self, arm: str) -> str:
-        """Return "leaks", "image" (it depends on the image alone), "clean" or "unknown"."""
+        """Return what is to be said of an arm.
+
+        "leaks", "open" (it leaks, but not after correction), "image" (it depends on the image
+        alone), "clean" or "unknown".
+        """
         found = self.answers.get(arm)
         if found is None or math.isnan(found[0].p):
             return "unknown"
         read = [a.question for a in found if a.read]
-        return "leaks" if any(q.cheating for q in read) else "image" if read else "clean"
+        if any(question.cheating for question in read):
+            return "leaks"
+        if any(a.open and a.question.cheating for a in found):
+            return "open"
+        return "image" if read else "clean"
 
     def sentence(self, arm: str) -> str:
         """Return the verdict on an arm with its numbers, and the arms that repair it."""

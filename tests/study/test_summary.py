@@ -44,6 +44,20 @@ def test_verdicts():
     assert "14 one-sided tests" in found.note and "Holm" in found.note
 
 
+def test_what_is_seen_before_correction_alone_is_neither_affirmed_nor_denied(tmp_path):
+    arms = {
+        "weak": _runs("weak", [0.3, 0.15, 0.25], 28.0),
+        "nothing": _runs("nothing", [0.0, 0.01, -0.01], 28.0),
+    }
+    arms |= {str(number): _runs(str(number), [0.0], 40.0) for number in range(6)}
+    found = Leaks(Findings(study(arms)))
+    assert 0.025 / 14 < found.answers["weak"][0].p < 0.025
+    assert [found.kind(arm) for arm in ("weak", "nothing")] == ["open", "clean"]
+    assert found.sentence("weak").startswith("reads labels, but not after correction: ")
+    report = write_report(study(arms), tmp_path).read_text()
+    assert "A leak was seen, but not after correction, in weak." in report
+
+
 def test_a_leak_that_other_arms_may_hide_is_no_comparison_of_arms(tmp_path):
     """The foreground swap, which one arm alone had enough RoIs for, finds something there."""
     arms = {name: _runs(name, [0.0], 40.0) for name in ("one image", "shuffled", "SyncBN")}

@@ -87,6 +87,11 @@ class Answer:
     freedom: float
     read: bool = False
 
+    @property
+    def open(self) -> bool:
+        """Whether the mean is above 0 by its own test alone, so that the answer is undecided."""
+        return not self.read and self.p <= LEVEL
+
     def exceeds(self, other: "Answer") -> bool:
         """Return whether the 95% intervals over images and seeds say that this mean is higher."""
         from scipy import stats
@@ -121,11 +126,20 @@ def answers(arms: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, tuple[
     }
 
 
-def phrase(read: Sequence[str], unknown: Sequence[str] = ()) -> str:
-    """Return what a head reads, as the predicate of a sentence about it."""
+def phrase(read: Sequence[str], unknown: Sequence[str] = (), undecided: Sequence[str] = ()) -> str:
+    """Return what a head reads, as the predicate of a sentence about it.
+
+    Args:
+        read: things of `QUESTIONS` that it reads.
+        unknown: those that could not be measured.
+        undecided: those that it reads by a test of its own, but not after Holm's correction.
+    """
     usual = [question.thing for question in QUESTIONS[:2]]
     missing = [thing for thing in usual if thing in unknown]
-    if read:
+    if undecided:
+        maybe = f"{' and '.join(undecided)}, but not after correction"
+        verdict = f"reads {' and '.join(read)} (and {maybe})" if read else f"reads {maybe}"
+    elif read:
         verdict = f"reads {' and '.join(read)}"
     elif len(missing) == len(usual):
         verdict = f"cannot be judged, on fewer than {LEAST_IMAGES} images with companions"

@@ -78,7 +78,7 @@ def test_holm_spans_the_arms():
     # 9 more arms about which nothing is to be found.
     arms = {str(i): [report(np.zeros(IMAGES))] for i in range(9)} | {"weak": [report(values)]}
     judged = answers(arms)
-    assert not judged["weak"][0].read
+    assert not judged["weak"][0].read and judged["weak"][0].open
     assert judged["weak"][0].detectable > answers({"a": [report(values)]})["a"][0].detectable
     assert not any(a.read for arm in judged.values() for a in arm)
 
@@ -97,5 +97,8 @@ def test_a_verdict_denies_nothing_that_was_not_measured():
     assert phrase([]) == f"reads neither {labels} nor {image}" == phrase([], [number])
     assert phrase([], [image]) == f"does not read {labels} (not measured: {image})"
     assert phrase([image], [labels]) == f"reads {image} (not measured: {labels})"
+    assert phrase([], [], [labels]) == f"reads {labels}, but not after correction"
+    both = phrase([image], [], [labels])
+    assert both == f"reads {image} (and {labels}, but not after correction)"
     judged = phrase([], [labels, image, number])
     assert "cannot be judged" in judged and "read" not in judged and "8 images" in judged
