@@ -9,12 +9,15 @@ from torch import nn
 
 from bn_detect.layers import NormalizationBatch, RoIBatchNorm2d, RoILayout
 
+from ..helpers.ranks import run_ranks
+
 BATCHES = {
     "images": {},
     "worker": {},
     "worker, 2 virtual": {"virtual_workers": 2},
     "shuffled, 2 virtual": {"virtual_workers": 2},
     "global": {},
+    "shuffled": {},  # of real workers
 }
 STEPS = [(3, 2), (4, 1), (0, 0), (0, 5)]  # RoIs of each image
 
@@ -57,7 +60,7 @@ def train(head: Head, forward) -> list:
     return results
 
 
-@pytest.mark.parametrize("name", BATCHES)
+@pytest.mark.parametrize("name", [name for name in BATCHES if name != "shuffled"])
 def test_training_is_compiled_whole(name):
     torch.manual_seed(0)
     head = Head(name)
@@ -65,6 +68,25 @@ def test_training_is_compiled_whole(name):
     expected = train(twin, twin)
     compiled = torch.compile(head, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(train(head, compiled), expected, rtol=1e-5, atol=1e-6)
+
+
+def on_rank(rank: int, world_size: int) -> dict[str, list]:
+    """What training gives without compilation, and with it."""
+    results = {}
+    for name in ("worker", "shuffled", "global"):
+        torch.manual_seed(0)
+        head = Head(name)
+        twin = copy.deepcopy(head)
+        compiled = torch.compile(head, fullgraph=True, backend="aot_eager")
+        results[name] = [train(twin, twin), train(head, compiled)]
+        torch.compiler.reset()
+    return results
+
+
+def test_training_on_ranks_has_no_break_at_the_collectives():
+    for rank in run_ranks(on_rank, 2):
+        for expected, compiled in rank.values():
+            torch.testing.assert_close(compiled, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow
