@@ -160,10 +160,8 @@ def flat(cfg: CfgNode, prefix: str = "") -> dict[str, Any]:
 @pytest.mark.parametrize("path", FILES, ids=str)
 def test_loads_validates_and_builds(path):
     cfg = load(path)
-    workers = {"neon": 2, "digits": 1, "COCO-Detection-mini": 1, "real-images": 4}.get(
-        path.parts[0], 8
-    )
-    check_settings(cfg, workers)
+    workers = {"neon": 2, "digits": 1, "COCO-Detection-mini": 1, "real-images": 4}
+    check_settings(cfg, workers.get(path.parts[0], 8))
     cfg.MODEL.WEIGHTS = ""
     model = build_model(cfg)
     check_model(cfg, model, trains=True, precise=cfg.TEST.PRECISE_BN.ENABLED)
