@@ -26,4 +26,4 @@ def test_site_is_built_without_a_warning(tmp_path):
     assert "bn_detect.population.update_population_stats" in api
     index = (tmp_path / "site" / "index.html").read_text()
     assert 'href="training.html"' in index and 'href="about/security.html"' in index
-    assert "_images/flips.png" in index
+    assert "_images/blood_cells_flips.png" in index

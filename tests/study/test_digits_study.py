@@ -73,5 +73,5 @@ def test_the_document_and_the_report(output):
     for part in ("### Samples for PreciseBN", "severity 5", "| plain |", "| late "):
         assert part in text
     names = {path.stem for path in (output / "figures").iterdir()}
-    assert {"averages", "means", "domain_shift", "curves", "errors"} <= names
+    assert {"averages", "means", "domain_shift", "errors"} <= names
     assert "<h3>" in (output / "report.html").read_text()
