@@ -89,7 +89,7 @@ class Answer:
 
     @property
     def open(self) -> bool:
-        """Whether the mean is above 0 by its own test alone, so that the answer is undecided."""
+        """Tell whether the mean is above 0 by its own test alone: neither yes nor no."""
         return not self.read and self.p <= LEVEL
 
     def exceeds(self, other: "Answer") -> bool:
