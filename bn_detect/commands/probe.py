@@ -15,9 +15,8 @@ from ..layers import NormalizationBatch
 from ..layers.batches.registry import BATCHES
 from ..probes import SwapReport, companion_swap, own_batch
 from ..probes.adapters import find_head
-from ..probes.intervals import holm
 from ..probes.registry import PROBES
-from ..probes.swaps.verdicts import QUESTIONS
+from ..probes.swaps.verdicts import QUESTIONS, judged
 from ..runtime.checkpoint_file import add_trust_option
 from ..runtime.files import check_writable, write_atomically, write_json
 from .parser import command_parser
@@ -216,8 +215,12 @@ def summary(report: SwapReport, subject: Subject) -> str:
     """Say what the head reads, and how sure that is."""
     batch, workers = subject.partition.batch, subject.partition.virtual_workers
     answers = {q: getattr(report, q.field).all for q in QUESTIONS}
-    read = zip(answers.values(), holm([answer.p for answer in answers.values()]), strict=True)
-    sizes = [f"{a.mean:+.4f} nats [{a.low:.4f}, {a.high:.4f}]" for a, sure in read if sure]
+    read, _, undecided = judged([answer.p for answer in answers.values()])
+    sizes = [
+        f"{a.mean:+.4f} nats [{a.low:.4f}, {a.high:.4f}]"
+        for q, a in answers.items()
+        if q.thing in (*read, *undecided)
+    ]
     lines = [f"**The head {report.verdict}{': ' * bool(sizes)}{', '.join(sizes)}.**", ""]
     if not find_head(subject.model).bn_layers:
         lines += ["It has no BatchNorm, so RoIs cannot meet in it.", ""]

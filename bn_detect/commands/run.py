@@ -1,7 +1,6 @@
 """The one rule for commands: which error becomes which line and which exit code."""
 
 import contextlib
-import logging
 import sys
 from collections.abc import Callable
 from typing import TypeVar
@@ -30,7 +29,6 @@ def run_command(check: Callable[[], T], work: Callable[[T], int | None], *, go_o
     """
     silence_foreign_warnings()
     advice = f"; {go_on}" if go_on else ""
-    logging.raiseExceptions = False  # a full disk is told in one line, not by each line of a log
     try:
         with requests(then=_end):
             return work(check()) or 0

@@ -25,7 +25,12 @@ def folder_lock(path: Path) -> Iterator[None]:
 def open_lock(path: Path) -> IO[str]:
     """Open a file to lock it, made if missing; a link in its place is refused, not followed."""
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
-    return open(path, "r+", opener=lambda name, _: os.open(name, flags, 0o666))
+    try:
+        return open(path, "r+", opener=lambda name, _: os.open(name, flags, 0o666))
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise OSError(errno.ELOOP, "a lock must not be a link; remove it", str(path)) from error
 
 
 @contextlib.contextmanager

@@ -44,7 +44,7 @@ class Run:
 
     def workers(self) -> list[int]:
         """Process ids of the ranks, in their order."""
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # one has just ended
             text = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text()
             return sorted(int(pid) for pid in text.split() if not _is_tracker(pid))
         return []

@@ -1,16 +1,15 @@
 """The report of a companion swap: means over RoIs with their intervals, and the verdict."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tabulate import tabulate
 
-from ..intervals import Contrast, Interval, bootstrap, contrast, holm, rate
+from ..intervals import Contrast, Interval, bootstrap, contrast, rate
 from .companions import NULLS
 from .targets import FlipExample, Target, chosen, columns
-from .verdicts import QUESTIONS, phrase
+from .verdicts import QUESTIONS, judged, phrase
 
 
 @dataclass(frozen=True)
@@ -171,10 +170,7 @@ def _verdict(found: Sequence[Dependence]) -> str:
     The three tests are one family: together they find something where there is nothing in at most
     2.5% of the reports.
     """
-    rejected = holm([dependence.all.p for dependence in found])
-    read = [q.thing for q, rejects in zip(QUESTIONS, rejected, strict=True) if rejects]
-    unknown = [q.thing for q, d in zip(QUESTIONS, found, strict=True) if math.isnan(d.all.p)]
-    return phrase(read, unknown)
+    return phrase(*judged([dependence.all.p for dependence in found]))
 
 
 def _plain(targets: Sequence[Target], loss: str, seed: int) -> Swap:

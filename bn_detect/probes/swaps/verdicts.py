@@ -126,6 +126,20 @@ def answers(arms: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, tuple[
     }
 
 
+def judged(p: Sequence[float]) -> tuple[list[str], list[str], list[str]]:
+    """Sort the things of `QUESTIONS` by the p-values of one head's answers, one family of tests.
+
+    Returns:
+        what it reads, what could not be measured, and what is undecided: see `phrase`.
+    """
+    judgements = list(zip(QUESTIONS, p, holm(p), strict=True))
+    return (
+        [q.thing for q, _, rejects in judgements if rejects],
+        [q.thing for q, value, _ in judgements if math.isnan(value)],
+        [q.thing for q, value, rejects in judgements if value <= LEVEL and not rejects],
+    )
+
+
 def phrase(read: Sequence[str], unknown: Sequence[str] = (), undecided: Sequence[str] = ()) -> str:
     """Return what a head reads, as the predicate of a sentence about it.
 
