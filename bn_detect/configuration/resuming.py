@@ -8,7 +8,8 @@ from detectron2.config import CfgNode
 from .values import flat_keys
 
 # What a resumed run keeps from its checkpoint, whatever its config says (the optimizer's settings,
-# the seed), or what would give the images or the normalization batch of two runs in one.
+# the seed), or what would give the images or the normalization batch of two runs in one. What ends
+# in a dot stands for all keys of that section.
 FIXED = (
     "SEED",
     "DATASETS.TRAIN",
@@ -16,7 +17,7 @@ FIXED = (
     "DATALOADER.CLASSES_PER_WORKER_BATCH",
     "DATALOADER.FILTER_EMPTY_ANNOTATIONS",
     "DATALOADER.SAMPLER_TRAIN",
-    "MODEL.LEVEL_BN",
+    "MODEL.LEVEL_BN.",
     "MODEL.ROI_BN.BATCH",
     "MODEL.ROI_BN.IMAGES_PER_GROUP",
     "MODEL.ROI_BN.SHUFFLE_GROUPS",
@@ -29,6 +30,8 @@ FIXED = (
     "SOLVER.NESTEROV",
     "SOLVER.OPTIMIZER",
     "SOLVER.WEIGHT_DECAY",
+    "SOLVER.WEIGHT_DECAY_BIAS",
+    "SOLVER.WEIGHT_DECAY_NORM",
 )
 # What does not change the training.
 FREE = (
@@ -38,7 +41,8 @@ FREE = (
     "MODEL.DEVICE",
     "MODEL.ROI_BN.EXCHANGE",
     "MODEL.ROI_BN.LOG_STATS",
-    "MODEL.ROI_BN.TEST_",
+    "MODEL.ROI_BN.TEST_IMAGES_PER_GROUP",
+    "MODEL.ROI_BN.TEST_STATS",
     "MODEL.WEIGHTS",
     "OUTPUT_DIR",
     "SOLVER.CHECKPOINT_PERIOD",
@@ -65,8 +69,8 @@ def changes(before: str, cfg: CfgNode) -> str:
     old, new = _values(CfgNode(yaml.safe_load(before))), _values(cfg)
     said: dict[bool, list[str]] = {True: [], False: []}
     for key, value in new.items():
-        if key in old and old[key] != value and not key.startswith(FREE):
-            said[key.startswith(FIXED)].append(f"{key} was {old[key]!r}, is {value!r}")
+        if key in old and old[key] != value and not _is_among(FREE, key):
+            said[_is_among(FIXED, key)].append(f"{key} was {old[key]!r}, is {value!r}")
     kept = [values.get(LAZY + "DIGEST", "").partition("-")[0] for values in (old, new)]
     if kept[0] != kept[1]:
         overrides = [values.get(LAZY + "OVERRIDES") for values in (old, new)]
@@ -80,6 +84,10 @@ def changes(before: str, cfg: CfgNode) -> str:
             "old values, or start another run in another OUTPUT_DIR"
         )
     return "; ".join(said[False])
+
+
+def _is_among(keys: tuple[str, ...], key: str) -> bool:
+    return any(key.startswith(k) if k.endswith(".") else key == k for k in keys)
 
 
 def _values(cfg: CfgNode) -> dict[str, Any]:

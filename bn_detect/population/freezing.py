@@ -32,6 +32,7 @@ def freeze_batchnorm(model: nn.Module, modules: Sequence[str] | None = None) -> 
     layers = freezable_layers(model, modules)
     for layer in layers.values():
         layer.eval()
+        # Of this layer alone, which mypy takes for a mistake.
         layer.train = functools.partial(_stay_frozen, layer)  # type: ignore[method-assign]
     return list(layers)
 

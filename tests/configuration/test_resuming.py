@@ -32,8 +32,9 @@ def test_other_settings_are_told_or_do_not_matter():
     assert changes(BEFORE, cfg) == ""
     cfg.merge_from_list(["OUTPUT_DIR", "x", "TEST.EVAL_PERIOD", 5, "MODEL.ROI_BN.TEST_STATS", "y"])
     assert changes(BEFORE, cfg) == ""
-    cfg.merge_from_list(["SOLVER.MAX_ITER", 7, "SOLVER.STEPS", (3, 5)])
+    cfg.merge_from_list(["SOLVER.MAX_ITER", 7, "SOLVER.STEPS", (3, 5), "SOLVER.BASE_LR_END", 0.1])
     assert set(changes(BEFORE, cfg).split("; ")) == {
+        "SOLVER.BASE_LR_END was 0.0, is 0.1",
         "SOLVER.MAX_ITER was 40000, is 7",
         "SOLVER.STEPS was [30000], is [3, 5]",
     }

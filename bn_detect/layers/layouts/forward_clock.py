@@ -13,6 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from types import FrameType
 
 import torch
 from torch import Tensor
@@ -230,12 +231,12 @@ def _may_be_repeated() -> bool:
 
 def _checkpoint_repeats() -> bool:
     """Return whether torch's checkpointing is running a forward again; looks at the stack."""
-    frame = sys._getframe()
+    frame: FrameType | None = sys._getframe()
     while frame is not None:
         code = frame.f_code
         if code.co_filename == checkpoint.__file__ and code.co_name in ("recompute_fn", "backward"):
             return True
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return False
 
 
