@@ -114,8 +114,8 @@ def install_default_detectron2(python, site):
         wheel.extractall(folder, [n for n in wheel.namelist() if not unwanted.match(n)])
     info = next(folder.glob("*.dist-info"))
     (info / "INSTALLER").write_text("bn_detect\n")
-    rows = csv.reader((info / "RECORD").read_text().splitlines())
-    rows = [row for row in rows if not unwanted.match(row[0])]
+    recorded = csv.reader((info / "RECORD").read_text().splitlines())
+    rows = [row for row in recorded if not unwanted.match(row[0])]
     with open(info / "RECORD", "w", newline="") as record:
         csv.writer(record).writerows([*rows, [f"{info.name}/INSTALLER", "", ""]])
     for part in (info, folder / "detectron2"):  # the package last: where it is, it is whole
