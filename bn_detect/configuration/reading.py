@@ -3,16 +3,37 @@
 import argparse
 import difflib
 import re
+from pathlib import Path
 from typing import Any
 
+import detectron2
 import yaml
 from detectron2.config import CfgNode
 
 from .files import find
 from .keys import default_config
 from .lazy_config import SUFFIX, merge_lazy_config
-from .safe_config import SafeConfig
-from .values import check_values, value_of
+from .values import check_values, flat_keys, value_of
+
+
+class SafeConfig(CfgNode):
+    """A config that merges plain YAML only.
+
+    Detectron2 evaluates YAML's Python tags, which may be any code. Here only the files of the
+    installed Detectron2 may have them, such as its Base-RetinaNet.yaml.
+    """
+
+    @classmethod
+    def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict[str, Any]:
+        """Read a file and its bases, as the parent does; called again for each `_BASE_`.
+
+        Raises:
+            yaml.YAMLError: another file has a Python tag, or is no YAML.
+        """
+        installed = Path(detectron2.__file__).resolve().parent
+        trusted = Path(filename).resolve().is_relative_to(installed)
+        content: dict[str, Any] = super().load_yaml_with_base(filename, allow_unsafe=trusted)
+        return content
 
 
 def read_config(args: argparse.Namespace) -> CfgNode:
@@ -27,9 +48,7 @@ def read_config(args: argparse.Namespace) -> CfgNode:
         ValueError: the file is missing, a key is unknown (names the nearest known one), or a value
             is of the wrong type.
     """
-    cfg = SafeConfig(
-        default_config()
-    )  # with all its nodes, which must be of the type of those read
+    cfg = SafeConfig(default_config())  # all its nodes must be of the type of those read
     words = args.opts
     if str(args.config_file).endswith(SUFFIX):
         words = merge_lazy_config(cfg, args.config_file, words)
@@ -116,15 +135,5 @@ def _shortened(error: Exception) -> str:
 
 def _nearest_key(cfg: CfgNode, message: str) -> str:
     key = message.rsplit(" ", 1)[-1].strip(".'\"")
-    near = difflib.get_close_matches(key, _keys(cfg), n=1)
+    near = difflib.get_close_matches(key, [known for known, _ in flat_keys(cfg)], n=1)
     return f"; did you mean {near[0]}?" if near else ""
-
-
-def _keys(cfg: CfgNode, prefix: str = "") -> list[str]:
-    return [
-        key
-        for name, value in cfg.items()
-        for key in (
-            _keys(value, f"{prefix}{name}.") if isinstance(value, CfgNode) else [prefix + name]
-        )
-    ]

@@ -13,8 +13,17 @@ from ..data.rendering import PER
 from ..layers.level_batch_norm import LEVEL_CHOICES, MOVING_AVERAGES
 from ..population.precise_bn import ROI_SOURCES
 from .keys import changed_keys, naming_keys, normalization_batch
+from .values import value_of
 
-OPTIMIZERS = ("SGD", "ADAMW")
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "INPUT.RENDERING.PHOTOMETRIC_PER": PER,
+    "MODEL.LEVEL_BN.AFFINE": LEVEL_CHOICES,
+    "MODEL.LEVEL_BN.BATCH": LEVEL_CHOICES,
+    "MODEL.LEVEL_BN.MOVING_AVERAGE": MOVING_AVERAGES,
+    "MODEL.LEVEL_BN.POPULATION": LEVEL_CHOICES,
+    "SOLVER.OPTIMIZER": ("SGD", "ADAMW"),
+    "TEST.PRECISE_BN.ROI_SOURCE": ROI_SOURCES,
+}
 CLASSIFIER = "BNImageClassifier"
 RESUMABLE_SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler")
 
@@ -33,18 +42,10 @@ def check_settings(cfg: CfgNode, world_size: int, *, trains: bool = True) -> Non
         _check_images(cfg, world_size)
         with naming_keys():
             settings.spans(world_size)
+    for key, known in _CHOICES.items():
+        if (value := value_of(cfg, key)) not in known:
+            raise ValueError(f"{key} is {value!r}; it must be one of {', '.join(known)}")
     _check_population(cfg)
-    for key, value in cfg.MODEL.LEVEL_BN.items():
-        known = MOVING_AVERAGES if key == "MOVING_AVERAGE" else LEVEL_CHOICES
-        if value not in known:
-            raise ValueError(
-                f"MODEL.LEVEL_BN.{key} is {value!r}; it must be {' or '.join(map(repr, known))}"
-            )
-    if cfg.SOLVER.OPTIMIZER not in OPTIMIZERS:
-        raise ValueError(
-            f"SOLVER.OPTIMIZER is {cfg.SOLVER.OPTIMIZER!r}; it must be one of "
-            f"{', '.join(OPTIMIZERS)}"
-        )
     if cfg.TEST.AUG.ENABLED:
         raise ValueError(
             "TEST.AUG.ENABLED is True, but test-time augmentation is not done here; set it to False"
@@ -83,11 +84,7 @@ def _check_images(cfg: CfgNode, world_size: int) -> None:
 
 
 def _check_population(cfg: CfgNode) -> None:
-    source, num_iter = cfg.TEST.PRECISE_BN.ROI_SOURCE, cfg.TEST.PRECISE_BN.NUM_ITER
-    if source not in ROI_SOURCES:
-        raise ValueError(
-            f"TEST.PRECISE_BN.ROI_SOURCE is {source!r}; it must be one of {', '.join(ROI_SOURCES)}"
-        )
+    num_iter = cfg.TEST.PRECISE_BN.NUM_ITER
     if num_iter < 1:  # LOG_STATS, --eval-stats and studies need it too
         raise ValueError(f"TEST.PRECISE_BN.NUM_ITER is {num_iter}; it must be at least 1")
     if cfg.MODEL.ROI_BN.FREEZE_ITER >= 0 and cfg.MODEL.ROI_BN.TEST_STATS == "minibatch":
@@ -110,10 +107,6 @@ def _check_proposals(cfg: CfgNode) -> None:
 
 def _check_rendering(cfg: CfgNode) -> None:
     per, sampler = cfg.INPUT.RENDERING.PHOTOMETRIC_PER, cfg.DATALOADER.SAMPLER_TRAIN
-    if per not in PER:
-        raise ValueError(
-            f"INPUT.RENDERING.PHOTOMETRIC_PER is {per!r}; it must be one of {', '.join(PER)}"
-        )
     if changed := changed_keys(cfg, "INPUT.RENDERING"):
         if cfg.MODEL.META_ARCHITECTURE != CLASSIFIER:
             raise ValueError(

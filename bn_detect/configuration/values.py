@@ -58,8 +58,7 @@ def check_values(cfg: CfgNode) -> None:
             if not isinstance(leaf, int | float) or isinstance(leaf, bool):
                 continue
             if not low <= leaf <= high:  # NaN is not
-                span = f"in [{low:.10g}, {high:.10g}]"
-                raise ValueError(f"{key} is {value!r}; it must be {span}")
+                raise ValueError(f"{key} is {value!r}; it must be in [{low:.10g}, {high:.10g}]")
             if key in _ABOVE_0 and leaf <= 0:
                 raise ValueError(f"{key} is {value!r}; it must be above 0")
 

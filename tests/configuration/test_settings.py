@@ -69,7 +69,7 @@ ERRORS = [
     (
         "box",
         ["MODEL.LEVEL_BN.MOVING_AVERAGE", "shared"],
-        "MODEL.LEVEL_BN.MOVING_AVERAGE is 'shared'; it must be 'in_turn' or 'union'",
+        "MODEL.LEVEL_BN.MOVING_AVERAGE is 'shared'; it must be one of in_turn, union",
     ),
     (
         "box",

@@ -209,7 +209,7 @@ def wrong(make, **keys) -> CfgNode:
     [
         (
             wrong(retinanet_config, LEVEL_BN__BATCH="stage"),
-            "MODEL.LEVEL_BN.BATCH is 'stage'; it must be 'shared' or 'level'",
+            "MODEL.LEVEL_BN.BATCH is 'stage'; it must be one of shared, level",
         ),
         (
             wrong(retinanet_config, LEVEL_BN__AFFINE="level", RETINANET__NORM=""),
