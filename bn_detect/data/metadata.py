@@ -1,7 +1,7 @@
 """Metadata of datasets in Detectron2's MetadataCatalog: the keys of this package, and copying.
 
 `remedy`: what to do where the dataset's files are missing, after "it is missing; ".
-`tolerated`: a tuple of `TOLERATED`, faults that the check lets pass with a warning.
+`tolerated`: a tuple of faults that the check lets pass with a warning, of those below.
 `evaluator_type`: Detectron2's own key, here also `CLASSIFICATION`.
 """
 
@@ -14,7 +14,6 @@ EVALUATORS = ("coco", "lvis", "pascal_voc", CLASSIFICATION)  # types that can be
 EMPTY_BOXES = "boxes without area"
 REPEATED_IDS = "annotation ids used twice"
 UNLABELLED = "no annotations"
-TOLERATED = (EMPTY_BOXES, REPEATED_IDS, UNLABELLED)
 
 
 def share_metadata(whole: str, derived: str, *, without: Sequence[str] = ()) -> None:

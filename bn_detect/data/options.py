@@ -51,6 +51,11 @@ def option(
     )
 
 
+def source_option(what: str) -> Any:
+    """Declare the field of where the source is, given as `--from`; "" downloads it."""
+    return option("", f"{what}, if it is not to be downloaded", flag="--from", recorded=False)
+
+
 @dataclass(frozen=True)
 class Options:
     """Base class of the options of a dataset; a kind without options uses it as it is.
@@ -85,8 +90,6 @@ class Options:
 
 def check_range(name: str, value: Any, low: float | None, high: float | None) -> None:
     """Raise ValueError, naming `name`, where `value` is below `low` or above `high`."""
-    if low is None and high is None:
-        return
     if (low is None or value >= low) and (high is None or value <= high):
         return
     if high is None:

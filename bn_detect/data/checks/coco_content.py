@@ -114,7 +114,7 @@ def content_faults(
     Args:
         coco: a file of the right form (see `form_faults`).
         needs: what the dataset is used for.
-        tolerated: some of `metadata.TOLERATED`; boxes without area must be taken out before.
+        tolerated: see `metadata`; boxes without area must be taken out before.
         in_json: whether evaluation reads the annotations as they are. Detectron2 makes a JSON of
             its own where there is none.
     """

@@ -1,5 +1,6 @@
 """Remember that a large dataset passed the check, so that the next start need not repeat it."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -7,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ...runtime.files import write_json
 from .needs import Needs
 from .summary import DatasetSummary
 
@@ -22,7 +24,7 @@ def check_key(name: str, json_file: Path, image_root: Path, needs: Needs) -> dic
     return {
         "version": VERSION,
         "name": name,
-        "needs": needs.key(),
+        "needs": asdict(needs),
         "json_file": str(json_file.resolve()),
         "size": json_file.stat().st_size,
         "mtime_ns": json_file.stat().st_mtime_ns,
@@ -43,14 +45,10 @@ def recall(key: dict[str, Any]) -> DatasetSummary | None:
 
 def remember(key: dict[str, Any], summary: DatasetSummary) -> None:
     """Keep `summary` for `key`, or do nothing if the cache cannot be written."""
-    try:
+    with contextlib.suppress(OSError):
         file = _file(key)
-        unfinished = file.with_suffix(f".{os.getpid()}")
         file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(json.dumps({"key": key, "summary": asdict(summary)}, indent=2))
-        unfinished.replace(file)
-    except OSError:
-        pass
+        write_json(file, {"key": key, "summary": asdict(summary)})
 
 
 def _file(key: dict[str, Any]) -> Path:

@@ -1,7 +1,6 @@
 """The needs of a config: what it asks of a dataset decides which of its faults matter."""
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -46,29 +45,18 @@ class Needs:
                 )
         return None
 
-    def key(self) -> dict[str, Any]:
-        """Return the values as JSON has them, for the memory of checks."""
-        return {**asdict(self), "edges": [list(pair) for pair in self.edges]}
-
 
 def needs_of(cfg: CfgNode, name: str) -> Needs:
     """Return what `cfg` asks of dataset `name`."""
     head = cfg.MODEL.ROI_KEYPOINT_HEAD
     trained, evaluated = name in cfg.DATASETS.TRAIN, name in cfg.DATASETS.TEST
+    pairs = [(short, cfg.INPUT.MAX_SIZE_TRAIN) for short in cfg.INPUT.MIN_SIZE_TRAIN] * trained
+    pairs += [(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)] * evaluated
     return Needs(
         trained=trained,
         evaluated=evaluated,
         mask_format=cfg.INPUT.MASK_FORMAT if cfg.MODEL.MASK_ON else None,
         keypoints=head.NUM_KEYPOINTS if cfg.MODEL.KEYPOINT_ON else 0,
         sigmas=len(cfg.TEST.KEYPOINT_OKS_SIGMAS),
-        edges=tuple(_edges(cfg, trained, evaluated)),
+        edges=tuple(pair for pair in pairs if pair[0] > 0),  # 0: nothing is resized
     )
-
-
-def _edges(cfg: CfgNode, trained: bool, evaluated: bool) -> Iterator[tuple[int, int]]:
-    """Give the pairs that are in use; a shortest edge of 0 means that nothing is resized."""
-    settings = cfg.INPUT
-    shortest = settings.MIN_SIZE_TRAIN if trained else ()
-    pairs = [(short, settings.MAX_SIZE_TRAIN) for short in shortest]
-    pairs += [(settings.MIN_SIZE_TEST, settings.MAX_SIZE_TEST)] * evaluated
-    yield from (pair for pair in pairs if pair[0] > 0)

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..options import Options, option
+from ..options import Options, option, source_option
 from ..registration import SPLITS
 from .blood_cells import CLASSES, validation_blocks
-from .sources.chula_rbc12 import ARCHIVE, CELLS, CITATION, COMMIT, LICENCE, opened, parse_points
+from .sources.chula_rbc12 import CELLS, SOURCE, opened, parse_points
 
 CROP, SIDE = 80, 64  # px of a square in the photograph, which shows a whole cell, and of its image
 
@@ -29,12 +29,7 @@ class BloodCellCropsOptions(Options):
     most: int = option(700, "cells of a class, at most", low=10)
     block: int = option(20, "neighbouring numbers that stay on one side of the split", low=1)
     val_fraction: float = option(0.4, "share of the blocks for validation", low=0.01, high=0.9)
-    source: str = option(
-        "",
-        "the source's folder or zip file, if it is not to be downloaded",
-        flag="--from",
-        recorded=False,
-    )
+    source: str = source_option("the source's folder or zip file")
 
 
 def prepare(folder: Path, name: str, options: BloodCellCropsOptions) -> dict[str, Any]:
@@ -73,5 +68,4 @@ def prepare(folder: Path, name: str, options: BloodCellCropsOptions) -> dict[str
         path.parent.mkdir(parents=True, exist_ok=True)
         crop.resize((SIDE, SIDE), Image.Resampling.BILINEAR).save(path)
         counts[split] += 1
-    source = {"archive": ARCHIVE, "commit": COMMIT, "licence": LICENCE, "citation": CITATION}
-    return {"source": source, "validation_blocks": sorted(held_out), "counts": counts}
+    return {"source": SOURCE, "validation_blocks": sorted(held_out), "counts": counts}

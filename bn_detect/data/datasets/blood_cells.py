@@ -16,20 +16,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..errors import DatasetError
-from ..options import Options, option
+from ..options import Options, option, source_option
 from ..registration import SPLITS
 from .coco_writer import Sample, write_split
 from .sources.blood_cell_boxes import find_cells
-from .sources.chula_rbc12 import (
-    ARCHIVE,
-    CELLS,
-    CITATION,
-    COMMIT,
-    LICENCE,
-    Read,
-    opened,
-    parse_points,
-)
+from .sources.chula_rbc12 import CELLS, SOURCE, Read, opened, parse_points
 from .tiling import areas, clip_boxes, tile_windows
 
 RARE = ("macrocyte", "microcyte", "teardrop", "uncategorised")  # kept with iscrowd=1
@@ -59,12 +50,7 @@ class BloodCellsOptions(Options):
     same_stain: bool = option(False, "give all photographs the same mean and spread of each colour")
     block: int = option(20, "neighbouring numbers that stay on one side of the split", low=1)
     val_fraction: float = option(0.25, "share of the blocks for validation", low=0.01, high=0.9)
-    source: str = option(
-        "",
-        "the source's folder or zip file, if it is not to be downloaded",
-        flag="--from",
-        recorded=False,
-    )
+    source: str = source_option("the source's folder or zip file")
 
 
 def prepare(folder: Path, name: str, options: BloodCellsOptions) -> dict[str, Any]:
@@ -84,11 +70,13 @@ def prepare(folder: Path, name: str, options: BloodCellsOptions) -> dict[str, An
         for number in tqdm(numbers, f"{name} photographs", unit="image"):
             tiles += cut(number, read, options)
         (folder / "LICENSE").write_bytes(read("LICENSE"))
-    text = f"Made from {ARCHIVE} ({LICENCE} licence, see LICENSE).\n\n{CITATION}\n"
-    (folder / "SOURCE.md").write_text(text)
+    text = "Made from {archive} ({licence} licence, see LICENSE).\n\n{citation}\n"
+    (folder / "SOURCE.md").write_text(text.format(**SOURCE))
     blocks = np.array([tile.fields["photograph"] // options.block for tile in tiles])
     held_out = validation_blocks(blocks, [_counts(tile) for tile in tiles], options.val_fraction)
-    info = {"description": f"{name}: tiles of Chula RBC-12, {options.recorded()}", "url": ARCHIVE}
+    description = f"{name}: tiles of Chula RBC-12, {options.recorded()}"
+    info = {"description": description, "url": SOURCE["archive"]}
+    licences = [{"id": 1, "name": SOURCE["licence"]}]
     counts = {}
     for split in SPLITS:
         chosen = [
@@ -97,17 +85,9 @@ def prepare(folder: Path, name: str, options: BloodCellsOptions) -> dict[str, An
             if (block in held_out) == (split == "val")
         ]
         counts[split] = write_split(
-            folder,
-            name,
-            split,
-            CLASSES,
-            chosen,
-            length=len(chosen),
-            info=info,
-            licenses=[{"id": 1, "name": LICENCE}],
+            folder, name, split, CLASSES, chosen, info=info, licenses=licences
         )
-    source = {"archive": ARCHIVE, "commit": COMMIT, "licence": LICENCE, "citation": CITATION}
-    return {"source": source, "validation_blocks": sorted(held_out), "counts": counts}
+    return {"source": SOURCE, "validation_blocks": sorted(held_out), "counts": counts}
 
 
 def cut(number: int, read: Read, options: BloodCellsOptions) -> list[Sample]:

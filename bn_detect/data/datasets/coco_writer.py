@@ -43,7 +43,7 @@ def write_split(
 
     Args:
         classes: names of the categories 1, 2, ...
-        length: number of samples, for the progress bar.
+        length: number of samples, for the progress bar, where they have none.
         tables: "info" and "licenses" of the JSON.
 
     Returns:

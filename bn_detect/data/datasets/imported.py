@@ -4,9 +4,10 @@ The copy lies among the other prepared datasets, so studies and trainings find i
 """
 
 import hashlib
+import itertools
 import os
 import re
-from collections.abc import Iterator
+from collections import defaultdict
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -84,7 +85,9 @@ def prepare(folder: Path, name: str, options: ImportOptions) -> dict[str, Any]:
     counts = {}
     for split, coco, names in zip(SPLITS, sources, tables, strict=True):
         convert = partial(_sample, names=names, classes=classes, max_side=options.max_side)
-        objects = _by_image(coco)
+        objects: defaultdict[Any, list[dict[str, Any]]] = defaultdict(list)
+        for annotation in coco["annotations"]:
+            objects[annotation["image_id"]].append(annotation)
         samples = (
             convert(i, image, objects[image["id"]]) for i, image in enumerate(coco["images"])
         )
@@ -242,13 +245,6 @@ def _resized_mask(segmentation: Any, scales: tuple[float, float], size: tuple[in
     return {"size": list(encoded["size"]), "counts": encoded["counts"].decode()}
 
 
-def _by_image(coco: Coco) -> dict[Any, list[dict[str, Any]]]:
-    objects: dict[Any, list[dict[str, Any]]] = {image["id"]: [] for image in coco["images"]}
-    for annotation in coco["annotations"]:
-        objects[annotation["image_id"]].append(annotation)
-    return objects
-
-
 def _source_text(sources: list[Coco], options: ImportOptions) -> str:
     """Return where the images come from, and what the source says of itself and its licence."""
     lines = [f"Imported from {options.images} by", *options.annotations]
@@ -257,13 +253,8 @@ def _source_text(sources: list[Coco], options: ImportOptions) -> str:
         lines += [f"info: {coco.get('info')}", f"licenses: {coco.get('licenses')}"]
     folders = {Path(options.images), *(Path(file).parent for file in options.annotations)}
     folders |= {Path(options.images).parent}
-    for path in _notes(folders):
-        text = path.read_text(errors="replace")[:LONGEST_NOTE]
-        lines += ["", f"## {path.name}", "", text]
+    places = itertools.product(sorted(folders), NOTES)
+    notes = [path for folder, pattern in places for path in sorted(folder.glob(pattern))]
+    for path in filter(Path.is_file, notes):
+        lines += ["", f"## {path.name}", "", path.read_text(errors="replace")[:LONGEST_NOTE]]
     return "\n".join(lines) + "\n"
-
-
-def _notes(folders: set[Path]) -> Iterator[Path]:
-    for folder in sorted(folders):
-        for pattern in NOTES:
-            yield from (path for path in sorted(folder.glob(pattern)) if path.is_file())

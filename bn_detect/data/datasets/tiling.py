@@ -21,13 +21,9 @@ def tile_spans(length: int, tile: int, overlap: int) -> list[tuple[int, int]]:
     Neighbours share exactly `overlap` pixels and sizes differ by one pixel at most, so there is no
     sliver at the far end, nothing is padded, and without overlap no pixel is in two spans.
 
-    Raises:
-        ValueError: a length or tile below 1, or an overlap outside [0, tile).
+    Args:
+        length, tile: at least 1. overlap: in [0, tile).
     """
-    if length < 1 or tile < 1:
-        raise ValueError(f"length and tile must be at least 1 px, got {length} and {tile}")
-    if not 0 <= overlap < tile:
-        raise ValueError(f"overlap must be in [0, tile={tile}) px, got {overlap}")
     if length <= tile:
         return [(0, length)]
     count = -(-(length - overlap) // (tile - overlap))

@@ -31,15 +31,6 @@ def test_spans_cover_evenly(length, tile, overlap):
     assert fewer == 0 or fewer * tile - (fewer - 1) * overlap < length
 
 
-@pytest.mark.parametrize(
-    ("length", "tile", "overlap", "message"),
-    [(0, 4, 0, "got 0 and 4"), (9, 0, 0, "got 9 and 0"), (9, 4, 4, r"\[0, tile=4\) px, got 4")],
-)
-def test_spans_refuse(length, tile, overlap, message):
-    with pytest.raises(ValueError, match=message):
-        tile_spans(length, tile, overlap)
-
-
 def test_windows_partition_the_image():
     seen = np.zeros((103, 70), dtype=int)
     for x0, y0, x1, y1 in tile_windows(width=70, height=103, tile=32, overlap=0):

@@ -21,12 +21,14 @@ from .wheels import verify
 REPOSITORY = "https://github.com/Chula-PIC-Lab/Chula-RBC-12-Dataset"
 COMMIT = "fa130f48135d"
 ARCHIVE = f"{REPOSITORY}/archive/{COMMIT}.zip"
-LICENCE = "MIT"
-CITATION = (
-    "Korranat Naruenatthanaset, Thanarat H. Chalidabhongse, Duangdao Palasuwan, Nantheera "
-    "Anantrasirichai, Attakorn Palasuwan: Red Blood Cell Segmentation with Overlapping Cell "
-    "Separation and Classification on Imbalanced Dataset. arXiv:2012.01321, 2021."
-)
+SOURCE = {
+    "archive": ARCHIVE,
+    "commit": COMMIT,
+    "licence": "MIT",
+    "citation": "Korranat Naruenatthanaset, Thanarat H. Chalidabhongse, Duangdao Palasuwan, "
+    "Nantheera Anantrasirichai, Attakorn Palasuwan: Red Blood Cell Segmentation with Overlapping "
+    "Cell Separation and Classification on Imbalanced Dataset. arXiv:2012.01321, 2021.",
+}
 # The classes by the numbers in the label files.
 CELLS = (
     "normal",
