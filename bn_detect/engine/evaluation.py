@@ -1,7 +1,7 @@
 """Evaluate one model under several kinds of test statistics."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from detectron2.config import CfgNode
@@ -38,7 +38,8 @@ def evaluate_under(cfg: CfgNode, model: nn.Module, statistics: Sequence[str]) ->
     for kind in statistics:
         with contextlib.ExitStack() as stack:
             if kind == "precise":
-                stack.enter_context(with_precise_statistics(cfg, model))
+                stack.enter_context(kept_buffers(model))
+                precise_bn(cfg, model)
             test_stats = "minibatch" if kind == "minibatch" else "population"
             stack.enter_context(use_statistics(model, test_stats))
             all_results[kind] = _evaluate(_under(cfg, test_stats), model, kind)
@@ -58,14 +59,6 @@ def _evaluate(cfg: CfgNode, model: nn.Module, kind: str) -> Results:
     evaluators = [BNTrainer.build_evaluator(cfg, name, str(folder / name)) for name in names]
     results = BNTrainer.test(cfg, model, evaluators)
     return {names[0]: results} if len(names) == 1 else results
-
-
-@contextlib.contextmanager
-def with_precise_statistics(cfg: CfgNode, model: nn.Module) -> Iterator[None]:
-    """Give `model` the statistics of a PreciseBN pass as `TEST.PRECISE_BN` says, for a while."""
-    with kept_buffers(model):
-        precise_bn(cfg, model)
-        yield
 
 
 def precise_bn(cfg: CfgNode, model: nn.Module) -> None:

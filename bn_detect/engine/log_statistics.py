@@ -10,16 +10,15 @@ from torch import nn
 
 from ..layers import RoIBatchNorm2d
 from ..layers.statistics import STATISTICS
+from ..population.bn_layers import unwrapped
 from ..population.precise_bn import update_population_stats
 from ..population.undisturbed import kept_buffers
 from ..reporting.drawing import new_figure, style
 from ..runtime.files import write_json
 
-KINDS = STATISTICS
-
 
 class LogStatistics(HookBase):
-    """Record one channel's mean in each RoI BN layer, as three kinds of statistics have it.
+    """Record the first channel's mean in each RoI BN layer, as three kinds of statistics have it.
 
     "minibatch": the mean over this rank's RoIs in the step; "population": the moving average on
     rank 0; "precise": the result of a PreciseBN pass, after which the moving average is put back.
@@ -32,10 +31,6 @@ class LogStatistics(HookBase):
         num_iters: batches per pass and rank.
         period: iterations between records.
         images_per_group: of a pass; see `update_population_stats`.
-        channel: which one is recorded.
-
-    Raises:
-        ValueError: the model has no RoI BN layer.
     """
 
     def __init__(
@@ -46,14 +41,14 @@ class LogStatistics(HookBase):
         *,
         period: int,
         output_dir: str | Path,
-        images_per_group: int | None = 0,
-        channel: int = 0,
+        images_per_group: int,
     ) -> None:
-        self._model = getattr(model, "module", model)
+        self._model = unwrapped(model)
         self._build_loader, self._num_iters = build_loader, num_iters
-        self._period, self._channel, self._group = period, channel, images_per_group
+        self._period, self._group = period, images_per_group
         self._folder = Path(output_dir)
-        self._layers = roi_bn_layers(self._model)
+        modules = self._model.named_modules()
+        self._layers = {name: m for name, m in modules if isinstance(m, RoIBatchNorm2d)}
         self._records: dict[str, list[list]] = {name: [] for name in self._layers}
         self._seen: dict[str, float] = {}
         self._handles: list = []
@@ -70,7 +65,7 @@ class LogStatistics(HookBase):
         for name, layer in self._layers.items():
 
             def see(_, args: tuple, name: str = name) -> None:
-                values = args[0].detach()[:, self._channel]
+                values = args[0].detach()[:, 0]
                 if values.numel():
                     self._seen[name] = values.float().mean().item()
 
@@ -94,15 +89,10 @@ class LogStatistics(HookBase):
             )
             precise = self._means()
         for name in self._layers:
-            row = [
-                self.trainer.iter,
-                self._seen.pop(name, None),
-                population.get(name),
-                precise.get(name),
-            ]
-            self._records[name].append(row)
+            values = self._seen.pop(name, None), population.get(name), precise.get(name)
+            self._records[name].append([self.trainer.iter, *values])
             if comm.is_main_process():
-                for kind, value in zip(KINDS, row[1:], strict=True):
+                for kind, value in zip(STATISTICS, values, strict=True):
                     if value is not None:
                         self.trainer.storage.put_scalar(
                             f"bn_mean/{name}/{kind}", value, smoothing_hint=False
@@ -116,17 +106,7 @@ class LogStatistics(HookBase):
 
     def _means(self) -> dict[str, float]:
         means = {name: layer.running_mean for name, layer in self._layers.items()}
-        return {
-            name: mean[self._channel].item() for name, mean in means.items() if mean is not None
-        }
-
-
-def roi_bn_layers(model: nn.Module) -> dict[str, RoIBatchNorm2d]:
-    """Return the layers whose statistics are recorded, by name; raise ValueError without any."""
-    layers = {name: m for name, m in model.named_modules() if isinstance(m, RoIBatchNorm2d)}
-    if not layers:
-        raise ValueError("LogStatistics: the model has no RoI BN layer (RoIBatchNorm2d)")
-    return layers
+        return {name: mean[0].item() for name, mean in means.items() if mean is not None}
 
 
 def draw_statistics(records: dict[str, list[list]], path: Path) -> None:
@@ -135,7 +115,7 @@ def draw_statistics(records: dict[str, list[list]], path: Path) -> None:
     axes = figure.subplots(len(records), 1, sharex=True, squeeze=False)
     for axis, (name, rows) in zip(axes[:, 0], records.items(), strict=True):
         iterations = [row[0] for row in rows]
-        for column, kind in enumerate(KINDS, start=1):
+        for column, kind in enumerate(STATISTICS, start=1):
             values = [float("nan") if row[column] is None else row[column] for row in rows]
             width = 0.6 if kind == "minibatch" else 1.5
             axis.plot(iterations, values, label=kind, marker=".", lw=width, **style(kind))

@@ -10,6 +10,7 @@ import random
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ class ResumableTrainLoader:
         dataset_dicts: Detectron2's standard dataset dicts.
         mapper: from a dataset dict to what the model takes, or None to skip the image. The dict
             also has "step", (seed, iteration): the same for all images of a step, on all ranks.
-        indices: from a seed to this rank's endless stream of indices into `dataset_dicts`.
+        indices: from `seed` to this rank's endless stream of indices into `dataset_dicts`.
         batch_size: images per batch on this rank.
         aspect_ratio_grouping: batches hold only wide or only tall images, as in Detectron2; grouped
             by the size in the dataset dict, before anything is read.
@@ -49,7 +50,7 @@ class ResumableTrainLoader:
         self,
         dataset_dicts: Sequence[dict],
         mapper: Callable[[dict], dict | None],
-        indices: Callable[[int], Iterable[int]],
+        indices: Callable[..., Iterable[int]],
         batch_size: int,
         *,
         aspect_ratio_grouping: bool = True,
@@ -78,7 +79,7 @@ class ResumableTrainLoader:
     def _batches(self) -> Iterator[list[Sample]]:
         buckets: dict[bool, list[tuple[int, int]]] = {False: [], True: []}
         iteration = 0
-        for position, index in enumerate(self._indices(self.seed)):
+        for position, index in enumerate(self._indices(seed=self.seed)):
             bucket = buckets[self._tall[index]]
             bucket.append((position, index))
             if len(bucket) == self._batch_size:
@@ -164,30 +165,24 @@ def build_resumable_train_loader(cfg: CfgNode, mapper: Callable):
     if name not in RESUMABLE_SAMPLERS:
         return forking(build_detection_train_loader(cfg, mapper=mapper, dataset=dicts))
     batch_size = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
+    indices: Callable[..., Iterable[int]]
     if cfg.DATALOADER.CLASSES_PER_WORKER_BATCH:
-
-        def indices(seed: int) -> Iterable[int]:
-            return SameClassSampler(
-                [d["label"] for d in dicts],
-                cfg.DATALOADER.CLASSES_PER_WORKER_BATCH,
-                batch_size // cfg.MODEL.ROI_BN.VIRTUAL_WORKERS,
-                seed=seed,
-                rank=comm.get_rank(),
-                world_size=comm.get_world_size(),
-                virtual_workers=cfg.MODEL.ROI_BN.VIRTUAL_WORKERS,
-            )
+        indices = partial(
+            SameClassSampler,
+            [d["label"] for d in dicts],
+            cfg.DATALOADER.CLASSES_PER_WORKER_BATCH,
+            batch_size // cfg.MODEL.ROI_BN.VIRTUAL_WORKERS,
+            rank=comm.get_rank(),
+            world_size=comm.get_world_size(),
+            virtual_workers=cfg.MODEL.ROI_BN.VIRTUAL_WORKERS,
+        )
     elif name == "TrainingSampler":
-
-        def indices(seed: int) -> Iterable[int]:
-            return TrainingSampler(len(dicts), seed=seed)
+        indices = partial(TrainingSampler, len(dicts))
     else:
         repeat_factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
             dicts, cfg.DATALOADER.REPEAT_THRESHOLD, sqrt=cfg.DATALOADER.REPEAT_SQRT
         )
-
-        def indices(seed: int) -> Iterable[int]:
-            return RepeatFactorTrainingSampler(repeat_factors, seed=seed)
-
+        indices = partial(RepeatFactorTrainingSampler, repeat_factors)
     return ResumableTrainLoader(
         dicts,
         mapper,
