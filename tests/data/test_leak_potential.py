@@ -41,10 +41,7 @@ def register(tmp_path):
         MetadataCatalog.get(name).set(thing_classes=[str(c) for c in range(classes)])
         return name
 
-    yield add
-    for name in names:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+    return add
 
 
 def test_companions_of_one_class_tell_all(register):

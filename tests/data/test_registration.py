@@ -1,13 +1,11 @@
 """Whose registration a name keeps."""
 
-import subprocess
-import sys
-
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from bn_detect.data import register_image_folders
 from bn_detect.data.registration import register_boxes
+from tests.helpers.fresh_process import python
 
 IMPORT_AFTER = """
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -24,17 +22,13 @@ assert "imagenet_train" in DatasetCatalog and "neon_trees_train" in DatasetCatal
 
 
 def test_an_import_leaves_datasets_that_have_its_names():
-    done = subprocess.run([sys.executable, "-c", IMPORT_AFTER], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    python("-c", IMPORT_AFTER)
 
 
 @pytest.fixture
 def foreign():
     DatasetCatalog.register("foreign_val", lambda: ["theirs"])
-    yield "foreign_val"
-    for name in ("foreign_train", "foreign_val"):
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+    return "foreign_val"
 
 
 def test_a_foreign_registration_is_replaced_when_asked(foreign, tmp_path):

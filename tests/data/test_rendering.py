@@ -4,11 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog
 from torch import Tensor
 
-from bn_detect import add_bn_detect_config
+from bn_detect.configuration.keys import default_config
 from bn_detect.data import ClassificationMapper, register_image_folders
 from bn_detect.data.rendering import Rendering
 from bn_detect.engine.resumable_loader import ResumableTrainLoader
@@ -71,8 +70,7 @@ def test_affine_map_moves_and_scales_within_its_range(image):
 
 
 def config(**keys):
-    cfg = get_cfg()
-    add_bn_detect_config(cfg)
+    cfg = default_config()
     cfg.INPUT.FORMAT, cfg.INPUT.RANDOM_FLIP = "L", "none"
     cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = [MEAN], [STD]
     cfg.INPUT.RENDERING.update(keys)

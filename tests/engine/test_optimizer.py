@@ -2,17 +2,15 @@
 
 import pytest
 import torch
-from detectron2.config import get_cfg
 from detectron2.solver import build_optimizer as build_detectron2s
 from torch import nn
 
-from bn_detect import add_bn_detect_config
+from bn_detect.configuration.keys import default_config
 from bn_detect.engine.optimizer import build_optimizer
 
 
 def config(**solver):
-    cfg = get_cfg()
-    add_bn_detect_config(cfg)
+    cfg = default_config()
     cfg.SOLVER.BASE_LR, cfg.SOLVER.WEIGHT_DECAY = 0.01, 0.1
     for key, value in solver.items():
         cfg.SOLVER[key] = value

@@ -2,11 +2,11 @@
 
 import os
 import signal
-import subprocess
-import sys
 
 import torch
 
+from tests.helpers.fresh_process import python
+from tests.helpers.in_process import assert_same_bits
 from tests.helpers.train_net import children_of, wait_for
 
 SETTINGS = {
@@ -37,9 +37,7 @@ def test_killed_run_resumes_to_the_same_bits(train_net, tmp_path):
     assert "Starting training from iteration 3" in printed or "from iteration 6" in printed
     ours, theirs = final_state(broken), final_state(whole)
     assert ours["iteration"] == theirs["iteration"] == 9
-    assert ours["model"].keys() == theirs["model"].keys()
-    different = [k for k, v in theirs["model"].items() if not torch.equal(v, ours["model"][k])]
-    assert different == []
+    assert_same_bits(ours["model"], theirs["model"])
     moved = [k for k in theirs["model"] if k.endswith("running_mean")]
     assert moved and all(theirs["model"][k].abs().sum() > 0 for k in moved)
 
@@ -52,7 +50,7 @@ def test_random_seed_is_kept_for_the_resumed_run(train_net, tmp_path):
     train_net.run(train_net.arguments(tmp_path, "--resume", **settings))
     resumed = final_state(tmp_path)
     assert resumed["trainer"]["seed"] == whole["trainer"]["seed"]
-    assert all(torch.equal(v, resumed["model"][k]) for k, v in whole["model"].items())
+    assert_same_bits(resumed["model"], whole["model"])
 
 
 KILL_WHILE_SAVING = """
@@ -78,6 +76,4 @@ print("all whole")
 
 def test_kill_while_a_checkpoint_is_written(tmp_path):
     """kill -9 at random moments; last_checkpoint and whatever it names are whole."""
-    program = [sys.executable, "-c", KILL_WHILE_SAVING, str(tmp_path)]
-    run = subprocess.run(program, capture_output=True, text=True, timeout=120)
-    assert run.stdout == "all whole\n", run.stderr[-2000:]
+    assert python("-c", KILL_WHILE_SAVING, str(tmp_path)).stdout == "all whole\n"

@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 
-from bn_detect import add_bn_detect_config
+from bn_detect.configuration.keys import default_config
 from bn_detect.engine import BNTrainer
 
 from .train_net import REPOSITORY, TINY
@@ -24,8 +24,7 @@ def config(datasets: Path, output: Path, **keys) -> CfgNode:
             MetadataCatalog.remove(name)
         annotations = folder / f"annotations/instances_{split}2017.json"
         register_coco_instances(name, {}, str(annotations), str(folder / f"{split}2017"))
-    cfg = get_cfg()
-    add_bn_detect_config(cfg)
+    cfg = default_config()
     cfg.merge_from_file(str(REPOSITORY / "configs/neon/Base-RCNN-lean-FPN.yaml"))
     settings = TINY | {"DATASETS.TRAIN": "('in_process_train',)", "OUTPUT_DIR": str(output)}
     settings |= {"SOLVER.IMS_PER_BATCH": 2, "SOLVER.CHECKPOINT_PERIOD": 100}

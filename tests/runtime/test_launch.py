@@ -2,10 +2,9 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 
+from tests.helpers.fresh_process import python
 from tests.helpers.train_net import children_of, end, wait_for
 
 LONG = {"SOLVER__MAX_ITER": 100000, "SOLVER__CHECKPOINT_PERIOD": 5}
@@ -44,8 +43,6 @@ def test_a_silent_worker_ends_the_others_within_the_timeout(train_net, tmp_path)
 
 
 def test_workers_that_have_done_their_work_do_not_fail_as_they_leave(tmp_path):
-    command = [sys.executable, "-m", "tests.runtime.aborting", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    done = python("-m", "tests.runtime.aborting", str(tmp_path))
     assert done.stdout.count("the work is done") == 2
     assert [path.read_text() for path in tmp_path.iterdir()] == ["at exit", "at exit"]

@@ -3,10 +3,7 @@
 import json
 import logging
 import math
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,8 +17,7 @@ from bn_detect.data import (
     register_dataset,
     summary_table,
 )
-
-REPOSITORY = Path(__file__).parents[3]
+from tests.helpers.fresh_process import ROOT, python
 
 
 def test_a_good_dataset_is_summarized(dataset):
@@ -206,7 +202,7 @@ def test_check_datasets_raises(dataset):
         check_datasets([dataset.name, "nothing"])
 
 
-def test_command_line(dataset):
+def test_command_line(dataset, monkeypatch):
     """Summaries of the good ones, one line per faulty one, no traceback."""
     dataset.json_file.write_text(json.dumps(dataset.coco))
     (dataset.folder / "faulty.json").write_text("{}")
@@ -217,15 +213,9 @@ def test_command_line(dataset):
         + register.format(name="good", json=str(dataset.json_file), images=images)
         + register.format(name="bad", json=str(dataset.folder / "faulty.json"), images=images)
     )
-    done = subprocess.run(
-        [sys.executable, "tools/prepare_data.py", "check", "--import", "mine", "good", "bad"],
-        cwd=REPOSITORY,
-        env={**os.environ, "PYTHONPATH": f"{REPOSITORY}:{dataset.folder}"},
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 2
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{dataset.folder}")
+    words = ("check", "--import", "mine", "good", "bad")
+    done = python("tools/prepare_data.py", *words, code=2)
     assert re.search(r"^good +3 +1 +3 ", done.stdout, re.MULTILINE)
     last = done.stderr.splitlines()[-1]
     assert last.startswith("error: dataset 'bad'") and "'images' is missing" in last

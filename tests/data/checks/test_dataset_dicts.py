@@ -26,9 +26,7 @@ def register_dicts(tmp_path):
         DatasetCatalog.register("dicts", load)
         MetadataCatalog.get("dicts").thing_classes = ["cat"]
 
-    yield register
-    DatasetCatalog.remove("dicts")
-    MetadataCatalog.remove("dicts")
+    return register
 
 
 DICT_FAULTS = {

@@ -6,12 +6,11 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from bn_detect import add_bn_detect_config
+from bn_detect.configuration.keys import default_config
 from bn_detect.data import (
     CLASSIFICATION,
     ClassificationMapper,
@@ -19,6 +18,7 @@ from bn_detect.data import (
     check_dataset,
     prepare_dataset,
     register_dataset,
+    register_derived,
     register_image_folders,
 )
 
@@ -33,9 +33,7 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def dataset(folder):
     register_image_folders("tiny_train", folder / "train")
-    yield "tiny_train"
-    DatasetCatalog.remove("tiny_train")
-    MetadataCatalog.remove("tiny_train")
+    return "tiny_train"
 
 
 def test_labels_are_places_of_the_folders_in_a_fixed_mixed_order(dataset, folder):
@@ -105,8 +103,7 @@ def test_digits_are_scikit_learns_and_the_same_each_time(tmp_path):
 
 
 def config(**keys):
-    cfg = get_cfg()
-    add_bn_detect_config(cfg)
+    cfg = default_config()
     cfg.INPUT.FORMAT = "RGB"
     cfg.merge_from_list([x for k, v in keys.items() for x in (k.replace("__", "."), v)])
     return cfg
@@ -139,16 +136,10 @@ def test_crops(dataset):
 
 
 def test_corrupted_copies_keep_their_labels(dataset):
-    from bn_detect.data import register_derived
-
     name = f"{dataset}_corrupted_contrast_3"
     register_derived([name])
-    try:
-        clean, dark = DatasetCatalog.get(dataset)[0], DatasetCatalog.get(name)[0]
-        assert dark["label"] == clean["label"] and dark["corruption"] == ("contrast", 3)
-        mapper = ClassificationMapper(config(), False)
-        spread = [mapper(d)["image"].float().std() for d in (clean, dark)]
-        assert spread[1] < 0.5 * spread[0]
-    finally:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+    clean, dark = DatasetCatalog.get(dataset)[0], DatasetCatalog.get(name)[0]
+    assert dark["label"] == clean["label"] and dark["corruption"] == ("contrast", 3)
+    mapper = ClassificationMapper(config(), False)
+    spread = [mapper(d)["image"].float().std() for d in (clean, dark)]
+    assert spread[1] < 0.5 * spread[0]

@@ -23,11 +23,7 @@ def source(tmp_path, monkeypatch):
     coco = small_dataset(tmp_path)
     coco["licenses"], coco["images"][0]["license"] = [{"id": 1, "name": "CC BY 4.0"}], 1
     (tmp_path / "README.dataset.txt").write_text("provided by somebody")
-    before = set(DatasetCatalog)
-    yield tmp_path, coco
-    for name in set(DatasetCatalog) - before:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+    return tmp_path, coco
 
 
 def import_it(source, *parts, **options) -> dict[str, dict]:
