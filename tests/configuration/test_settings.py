@@ -73,11 +73,6 @@ ERRORS = [
     ),
     (
         "box",
-        ["TEST.AUG.ENABLED", True],
-        "TEST.AUG.ENABLED is True, but test-time augmentation is not done here",
-    ),
-    (
-        "box",
         ["MODEL.LOAD_PROPOSALS", True, "DATASETS.TRAIN", ("a", "b")],
         "DATASETS.PROPOSAL_FILES_TRAIN is (), but DATASETS.TRAIN is ('a', 'b')",
     ),
