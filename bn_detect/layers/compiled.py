@@ -80,15 +80,7 @@ def _normalize(
 
 
 @_normalize.register_fake
-def _(
-    x: Tensor,
-    weight: _Optional,
-    bias: _Optional,
-    population_mean: _Optional,
-    population_var: _Optional,
-    eps: float,
-    layer: int,
-) -> tuple[Tensor, ...]:
+def _(x: Tensor, *_: Any) -> tuple[Tensor, ...]:
     groups, channels = torch.library.get_ctx().new_dynamic_size(), x.shape[1]
     table = x.new_empty((3, groups, channels), dtype=accurate(x))
     counts = x.new_empty((3, groups), dtype=torch.int64)
@@ -109,12 +101,12 @@ def _normalize_backward(
     x: Tensor,
     weight: _Optional,
     bias: _Optional,
+    needs_dx: bool,
     count: Tensor,
     table: Tensor,
     rows: Tensor,
     groups: Tensor,
     has_population: bool,
-    needs_dx: bool,
     layer: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of x, weight and bias; empty where there is none."""
@@ -130,17 +122,7 @@ def _normalize_backward(
 
 @_normalize_backward.register_fake
 def _(
-    dy: Tensor,
-    x: Tensor,
-    weight: _Optional,
-    bias: _Optional,
-    count: Tensor,
-    table: Tensor,
-    rows: Tensor,
-    groups: Tensor,
-    has_population: bool,
-    needs_dx: bool,
-    layer: int,
+    dy: Tensor, x: Tensor, weight: _Optional, bias: _Optional, needs_dx: bool, *_: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     dx, dweight, dbias = (
         x.new_empty(0) if t is None else torch.empty_like(t)
@@ -161,7 +143,7 @@ def _backward(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[_Optional, ...]:
     needs_dx = ctx.needs_input_grad[0]
     x, weight, bias, *others = ctx.saved_tensors
     dx, dweight, dbias = torch.ops.bn_detect.normalize_backward(
-        dy, x, weight, bias, *others, ctx.has_population, needs_dx, ctx.layer
+        dy, x, weight, bias, needs_dx, *others, ctx.has_population, ctx.layer
     )
     return (
         dx if needs_dx else None,
@@ -194,16 +176,7 @@ def _update_running(
 
 
 @_update_running.register_fake
-def _(
-    mean: Tensor,
-    var: Tensor,
-    count: Tensor,
-    running_mean: Tensor,
-    running_var: Tensor,
-    ema_weight: Tensor,
-    batches: Tensor,
-    momentum: float | None,
-) -> Tensor:
+def _(mean: Tensor, *_: Any) -> Tensor:
     return mean.new_empty((), dtype=torch.bool)
 
 
