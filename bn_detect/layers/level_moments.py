@@ -68,7 +68,8 @@ class _LevelBatchNorm(torch.autograd.Function):
         process_group: dist.ProcessGroup | None,
         *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
-        xs, weights, biases = _thirds(tensors)
+        third = len(tensors) // 3
+        xs, weights, biases = (tensors[i * third : (i + 1) * third] for i in range(3))
         partitions = [Partition.one_group(len(x), x.device) for x in xs]
         each = [
             ops_for(x).statistics(x, partition, torch.float64)
@@ -123,11 +124,6 @@ class _LevelBatchNorm(torch.autograd.Function):
         ]
         affine = [d.to(w) for d, w in zip([*dweights, *dbiases], [*weights] * 2, strict=True)]
         return None, None, None, *dxs, *affine
-
-
-def _thirds(tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], ...]:
-    number = len(tensors) // 3
-    return tensors[:number], tensors[number : 2 * number], tensors[2 * number :]
 
 
 def _coefficients(

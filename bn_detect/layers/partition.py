@@ -31,18 +31,6 @@ class Partition:
             tell, or where `group` was not on the CPU.
     """
 
-    __slots__ = (
-        "divisor",
-        "group",
-        "groups",
-        "order",
-        "process_group",
-        "rois",
-        "rows",
-        "sizes",
-        "starts",
-    )
-
     def __init__(
         self,
         group: Tensor,
