@@ -12,7 +12,7 @@ from tabulate import tabulate
 from torch import nn
 
 from ..layers import NormalizationBatch
-from ..layers.batches.registry import BATCHES
+from ..layers.batches import BATCHES
 from ..probes import SwapReport, companion_swap, own_batch
 from ..probes.adapters import find_head
 from ..probes.registry import PROBES

@@ -98,7 +98,7 @@ def of_two(rank: int) -> dict:
     return {
         "number": number,
         "ranks": dist.get_process_group_ranks(pair),
-        "made once": pair is neighbours(2) is layout.shuffle_group(),
+        "made once": pair is neighbours(2) is layout.settings.kind.span(dist.group.WORLD),
         "all": neighbours(4) is dist.group.WORLD,
         "copies": [torch.equal(twin.partition(5 + rank, CPU).group, group) for twin in twins],
     }

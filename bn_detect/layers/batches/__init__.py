@@ -3,10 +3,9 @@
 docs/extending.md shows how to add one, from inside or outside of the package.
 """
 
-from .base import Batch, Cost
+from .base import BATCHES, Batch, Cost, register_batch
 from .global_ import GlobalBatch
 from .images import ImagesBatch
-from .registry import BATCHES, register_batch
 from .roi_facts import RoIFacts
 from .shuffled import ShuffledBatch
 from .worker import WorkerBatch

@@ -1,8 +1,12 @@
-"""The base class of normalization batches: which groups, over which workers, at which cost."""
+"""Normalization batches: their base class, and the registry in which their names find them."""
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeVar
 
+import torch.distributed as dist
+
+from ...distributed.collectives import world_size
+from ...distributed.neighbours import neighbours
 from ..partition import Partition, by_image
 from .roi_facts import RoIFacts
 
@@ -71,8 +75,19 @@ class Batch(ABC):
         Raises:
             ValueError: the settings do not fit so many processes.
         """
-        del self, processes
         return 1
+
+    def span(self, process_group: dist.ProcessGroup | None) -> dist.ProcessGroup | None:
+        """Return those of all processes that share groups with this one; None: there is no other.
+
+        Where not all do, the first call is a collective over all ranks (see `neighbours`).
+
+        Raises:
+            ValueError: see `spans`.
+        """
+        processes = world_size(process_group)
+        spans = self.spans(processes)
+        return process_group if spans == processes else neighbours(spans)
 
     def groups(self, processes: int) -> int:
         """Return the number of groups that span processes, of those that one process belongs to."""
@@ -98,3 +113,26 @@ class Batch(ABC):
         images, size = rois.images(), self.settings.test_images_per_group
         groups = [i // size for i in range(len(images))]
         return by_image(groups, images, -(-len(images) // size), rois.device)
+
+
+BATCHES: dict[str, type[Batch]] = {}  # name -> class, in the order in which they were registered
+
+_Batch = TypeVar("_Batch", bound=type[Batch])
+
+
+def register_batch(batch: _Batch) -> _Batch:
+    """Make a `Batch` known by its name to `NormalizationBatch` and MODEL.ROI_BN.BATCH.
+
+    Returns:
+        `batch`, so that this can decorate the class.
+
+    Raises:
+        ValueError: another class has this name already.
+    """
+    known = BATCHES.setdefault(batch.name, batch)
+    if known is not batch:
+        raise ValueError(
+            f"a normalization batch named {batch.name!r} is registered already: "
+            f"{known.__module__}.{known.__qualname__}; choose another name"
+        )
+    return batch

@@ -3,12 +3,10 @@
 import torch
 
 from ...distributed.collectives import all_gather_int, rank, world_size
-from ...distributed.neighbours import neighbours
 from ...distributed.roi_shuffle import balanced_shares, shuffled_owner
 from ..partition import Partition
 from .base import Batch
 from .roi_facts import RoIFacts
-from .worker import own_group
 
 
 class ShuffledBatch(Batch):
@@ -73,14 +71,12 @@ class ShuffledBatch(Batch):
 
     def partition(self, rois: RoIFacts) -> Partition:
         if self.moves_features:
-            return own_group(rois)
+            return Partition.one_group(rois.number, rois.device)
         if self._in_process:
             return self._partition_in_process(rois)
-        everyone = rois.process_group
-        spans = self.spans(world_size(everyone))
-        span = everyone if spans == world_size(everyone) else neighbours(spans)
+        span = self.span(rois.process_group)
         counts = all_gather_int(rois.number, rois.device, span)
-        groups = spans * self.settings.virtual_workers
+        groups = world_size(span) * self.settings.virtual_workers
         start = sum(counts[: rank(span)])
         group = shuffled_owner(sum(counts), groups, rois.generator())[start : start + rois.number]
         shares = balanced_shares(sum(counts), groups)

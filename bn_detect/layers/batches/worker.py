@@ -18,12 +18,7 @@ class WorkerBatch(Batch):
     def partition(self, rois: RoIFacts) -> Partition:
         workers = self.settings.virtual_workers
         if workers == 1:
-            return own_group(rois)
+            return Partition.one_group(rois.number, rois.device)
         images = rois.images_per_worker(workers)
         groups, number = runs_of_images(workers, images, max(1, images))
         return by_image(groups, rois.images(), number, rois.device)
-
-
-def own_group(rois: RoIFacts) -> Partition:
-    """Return the partition in which this process's RoIs are one group, and nobody else's."""
-    return Partition.one_group(rois.number, rois.device)

@@ -1,6 +1,5 @@
 """Layouts decide each RoI's group; a clock tells the forwards of a head apart."""
 
-from .image_layout import ImageLayout
-from .roi_layout import RoILayout
+from .roi_layout import ImageLayout, RoILayout
 
 __all__ = ["ImageLayout", "RoILayout"]

@@ -9,6 +9,7 @@ import logging
 import weakref
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ...distributed.collectives import default_group, world_size
-from ...distributed.neighbours import neighbours
+from ...distributed.collectives import default_group
 from ...distributed.roi_shuffle import ShufflePlan, shuffle_rois
 from ..batches import RoIFacts
 from ..normalization_batch import NormalizationBatch
@@ -186,18 +186,6 @@ class RoILayout:
         """The workers; None where there is only this process."""
         return self._process_group or default_group()
 
-    def shuffle_group(self) -> dist.ProcessGroup | None:
-        """Return the processes that shuffle with this one; None where there is only this process.
-
-        Where not all do, the first call is a collective over all ranks (see `neighbours`).
-
-        Raises:
-            ValueError: `settings.shuffle_groups` does not divide the workers.
-        """
-        everyone = self.process_group
-        ranks = self.settings.spans(world_size(everyone))
-        return everyone if ranks == world_size(everyone) else neighbours(ranks)
-
     def generator(self) -> torch.Generator:
         """Return the generator of this forward's shuffle, a function of seed, iteration, head."""
         return self._generator(self._clock.now(keyed=False))
@@ -212,7 +200,8 @@ class RoILayout:
         """Move this forward's RoIs (R, ...) between the workers; see `shuffle_rois`."""
         # Where nobody records, every shuffle begins a forward.
         forward = self._clock.now(layer=_SHUFFLE, keyed=self.settings.varies)
-        return shuffle_rois(x, self._generator(forward), self.shuffle_group())
+        span = self.settings.kind.span(self.process_group)
+        return shuffle_rois(x, self._generator(forward), span)
 
     def partition(
         self, num_rois: int, device: torch.device, training: bool = True, layer: int | None = None
@@ -269,3 +258,14 @@ class RoILayout:
                 f"{self.name}: layers that share a RoILayout got {others[0]} and {rois.number} "
                 "RoIs in one forward; a head that sees other RoIs needs a RoILayout of its own"
             )
+
+
+class ImageLayout(RoILayout):
+    """The `RoILayout` of a network that sees whole images: an image is what a RoI is in a RoI head.
+
+    Nothing needs to be recorded: a layer's input says how many images there are.
+    """
+
+    def _facts(self, num_rois: int, device: torch.device, forward: Forward) -> RoIFacts:
+        facts = super()._facts(num_rois, device, forward)
+        return replace(facts, recorded=(1,) * num_rois)
