@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..distributed.collectives import default_group
 from .grouped_batch_norm import check_values
 from .level_moments import level_batch_norm, union
+from .normalization_batch import require_one_of
 from .steps.numbers import GroupStatistics
 
 LEVEL_CHOICES = ("shared", "level")
@@ -72,13 +73,8 @@ class LevelBatchNorm2d(nn.BatchNorm2d):
         dtype: torch.dtype | None = None,
     ) -> None:
         for name, value in (("batch", batch), ("population", population), ("affine", affine)):
-            if value not in LEVEL_CHOICES:
-                raise ValueError(f"{name} is {value!r}; it must be 'shared' or 'level'")
-        if moving_average not in MOVING_AVERAGES:
-            raise ValueError(
-                f"moving_average is {moving_average!r}; it must be one of "
-                f"{', '.join(map(repr, MOVING_AVERAGES))}"
-            )
+            require_one_of(name, value, LEVEL_CHOICES)
+        require_one_of("moving_average", moving_average, MOVING_AVERAGES)
         if num_levels < 1:
             raise ValueError(f"num_levels is {num_levels}; it must be at least 1")
         super().__init__(num_features, eps, momentum, device=device, dtype=dtype)

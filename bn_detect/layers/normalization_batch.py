@@ -47,9 +47,9 @@ class NormalizationBatch:
 
     def __post_init__(self) -> None:
         # `configuration.keys.naming_keys` makes config keys of the names in these messages.
-        _one_of("batch", self.batch, tuple(BATCHES))
-        _one_of("exchange", self.exchange, EXCHANGES)
-        _one_of("test_stats", self.test_stats, TEST_STATISTICS)
+        require_one_of("batch", self.batch, tuple(BATCHES))
+        require_one_of("exchange", self.exchange, EXCHANGES)
+        require_one_of("test_stats", self.test_stats, TEST_STATISTICS)
         for name in ("images_per_group", "virtual_workers", "test_images_per_group"):
             if _whole(name, getattr(self, name)) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
@@ -98,7 +98,8 @@ class NormalizationBatch:
         return self.kind.spans(processes)
 
 
-def _one_of(name: str, value: str, valid: tuple[str, ...]) -> None:
+def require_one_of(name: str, value: str, valid: tuple[str, ...]) -> None:
+    """Raise ValueError, naming all three, where a value is not valid."""
     if value not in valid:
         raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(valid)}")
 
