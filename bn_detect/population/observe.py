@@ -1,5 +1,6 @@
 """Hooks that pool the moments of what BatchNorm layers get during a PreciseBN pass."""
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ def observe(layer: _BatchNorm, populations: list[BatchedMoments]) -> list[Remova
         return [_observe_levels(layer, populations)]
     if getattr(layer.forward, "__func__", None) is _BatchNorm.forward and layer.track_running_stats:
         return _observe_by_buffers(layer, populations[0])
-    return [_observe_input(layer, populations[0])]
+    return [watch_input(layer, populations[0].add)]
 
 
 def _observe_levels(layer: LevelBatchNorm2d, populations: list[BatchedMoments]) -> RemovableHandle:
@@ -41,11 +42,13 @@ def _observe_levels(layer: LevelBatchNorm2d, populations: list[BatchedMoments]) 
     return layer.register_forward_pre_hook(add, with_kwargs=True)
 
 
-def _observe_input(layer: _BatchNorm, population: BatchedMoments) -> RemovableHandle:
-    def add(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        population.add(_input(args, kwargs))
+def watch_input(layer: nn.Module, see: Callable[[Tensor], None]) -> RemovableHandle:
+    """Hook `layer` so that `see` gets the input of each call."""
 
-    return layer.register_forward_pre_hook(add, with_kwargs=True)
+    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        see(_input(args, kwargs))
+
+    return layer.register_forward_pre_hook(before, with_kwargs=True)
 
 
 def _observe_by_buffers(layer: _BatchNorm, population: BatchedMoments) -> list[RemovableHandle]:

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.hooks import RemovableHandle
 from tqdm import tqdm
 
 from ..distributed.collectives import all_gather_int, default_group, rank
 from ..layers import LevelBatchNorm2d, RoIBatchNorm2d
+from ..layers.normalization_batch import require_one_of
 from ..layers.statistics import use_statistics
 from ..layers.watching import WatchesRoIs
 from .bn_layers import running_statistics, select_bn_layers, unwrapped
@@ -114,10 +114,7 @@ def update_population_stats(
 
 def check_pass(num_iters: int, roi_source: str, images_per_group: int | None) -> None:
     """Raise ValueError for a value that `update_population_stats` does not take."""
-    if roi_source not in ROI_SOURCES:
-        raise ValueError(
-            f"roi_source is {roi_source!r}; it must be one of {', '.join(ROI_SOURCES)}"
-        )
+    require_one_of("roi_source", roi_source, ROI_SOURCES)
     if num_iters < 1:
         raise ValueError(f"num_iters is {num_iters}; it must be at least 1")
     if images_per_group is not None and images_per_group < 0:
@@ -157,11 +154,7 @@ def _observing(
 
     The layers normalize with mini-batch statistics. `undisturbed` restores modes and layouts.
     """
-    handles: list[RemovableHandle] = []
-    momenta = {layer: layer.momentum for layer in layers.values()}
-    by_level = [m for m in layers.values() if isinstance(m, LevelBatchNorm2d)]
-    batches = {layer: layer.batch for layer in by_level if layer.population == "level"}
-    try:
+    with contextlib.ExitStack() as stack:
         if roi_source == "test":
             model.eval()
         elif not model.training:
@@ -169,19 +162,15 @@ def _observing(
         for module in model.modules():
             if isinstance(module, WatchesRoIs):
                 module.watch(True)  # the layers need their layouts in inference mode too
-        for level_layer in batches:
-            level_layer.batch = "level"
         for name, layer in layers.items():
+            stack.callback(setattr, layer, "momentum", layer.momentum)
+            if isinstance(layer, LevelBatchNorm2d) and layer.population == "level":
+                stack.callback(setattr, layer, "batch", layer.batch)
+                layer.batch = "level"
             layer.training = True
-            handles += observe(layer, moments[name])
+            for handle in observe(layer, moments[name]):
+                stack.enter_context(handle)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
-        for layer, momentum in momenta.items():
-            layer.momentum = momentum
-        for level_layer, batch in batches.items():
-            level_layer.batch = batch
 
 
 @torch.no_grad()

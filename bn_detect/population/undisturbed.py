@@ -28,9 +28,9 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         if buffer is not None
     ]
     cuda = {t.device for t in (*model.parameters(), *model.buffers()) if t.is_cuda}
-    cuda_states = [(device, torch.cuda.get_rng_state(device)) for device in cuda]
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    with use_statistics(model):  # restores layouts and hooks, last: hooks follow the modes
+    states = random.getstate(), np.random.get_state()
+    # Layouts and hooks are restored last: hooks follow the modes.
+    with use_statistics(model), torch.random.fork_rng(cuda, device_type="cuda"):
         try:
             yield
         finally:
@@ -41,9 +41,6 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
                     module._buffers[name] = buffer.copy_(value)
             random.setstate(states[0])
             np.random.set_state(states[1])
-            torch.set_rng_state(states[2])
-            for device, state in cuda_states:
-                torch.cuda.set_rng_state(state, device)
 
 
 @contextlib.contextmanager

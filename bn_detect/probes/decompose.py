@@ -6,7 +6,7 @@ model holds, and those of a PreciseBN pass).
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import torch
@@ -61,21 +61,10 @@ class DecompositionReport:
     rows: tuple[DecompositionRow, ...]
 
     def __str__(self) -> str:
-        headers = [
-            "split",
-            "statistics",
-            "loss (nats)",
-            "accuracy",
-            "foreground accuracy",
-            "AP",
-            "AP50",
-        ]
-        rows = [
-            [r.split, r.statistics, r.loss, r.accuracy, r.foreground_accuracy, r.ap, r.ap50]
-            for r in self.rows
-        ]
+        headers = ["split", "statistics", "loss (nats)", "accuracy", "foreground accuracy"]
+        headers += ["AP", "AP50"]
         digits = ["", "", ".3f", ".3f", ".3f", ".1f", ".1f"]
-        return str(tabulate(rows, headers=headers, floatfmt=digits))
+        return str(tabulate([astuple(row) for row in self.rows], headers=headers, floatfmt=digits))
 
 
 def decomposition(

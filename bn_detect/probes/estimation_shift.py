@@ -6,7 +6,8 @@ other values than its own statistics were estimated on, so that errors may accum
 
 import contextlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,9 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from ..layers import NormalizationBatch
+from ..population.bn_layers import running_statistics
 from ..population.moments import Moments, moments
+from ..population.observe import watch_input
 from .adapters.heads import RoIHead
 from .batches import take
 from .decompose import buffers_of, load_buffers
@@ -57,10 +60,9 @@ class ShiftReport:
     rois: int
 
     def __str__(self) -> str:
-        rows = [[s.name, s.mean, s.deviation, s.mean_alone, s.deviation_alone] for s in self.layers]
         headers = [f"layer ({self.rois} RoIs)", "mean (sd)", "deviation (log)"]
         headers += ["mean alone", "deviation alone"]
-        return str(tabulate(rows, headers=headers, floatfmt=".3f"))
+        return str(tabulate([astuple(s) for s in self.layers], headers=headers, floatfmt=".3f"))
 
 
 def estimation_shift(
@@ -122,27 +124,18 @@ class _Inputs:
                 self.moments[name] = Moments(x.shape[1], x.device)
             self.moments[name].merge(x.numel() // x.shape[1], *moments(x.double()))
 
-        handles = [
-            layer.register_forward_pre_hook(
-                lambda _, args, kwargs, name=name: see(name, (*args, *kwargs.values())[0]),
-                with_kwargs=True,
-            )
-            for name, layer in self._layers.items()
-        ]
-        try:
+        with contextlib.ExitStack() as hooks:
+            for name, layer in self._layers.items():
+                hooks.enter_context(watch_input(layer, partial(see, name)))
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
 
 def _distances(head: RoIHead, name: str, met: Moments | None) -> tuple[float, float]:
     if met is None or not met.count:
         return float("nan"), float("nan")
     layer = head.bn_layers[name]
-    assert layer.running_mean is not None and layer.running_var is not None
-    eps = layer.eps
-    variance = met.m2 / met.count + eps
-    mean = (layer.running_mean.double() - met.mean) / variance.sqrt()
-    deviation = 0.5 * ((layer.running_var.double() + eps) / variance).log()
+    running_mean, running_var = running_statistics(layer)
+    variance = met.m2 / met.count + layer.eps
+    mean = (running_mean.double() - met.mean) / variance.sqrt()
+    deviation = 0.5 * ((running_var.double() + layer.eps) / variance).log()
     return float(mean.square().mean().sqrt()), float(deviation.square().mean().sqrt())

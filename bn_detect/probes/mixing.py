@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..layers import NormalizationBatch
+from ..population.bn_layers import running_statistics
 from .adapters.heads import RoIHead
 from .batches import take
 from .intervals import Interval, bootstrap
@@ -129,20 +130,15 @@ def _mixed(head: RoIHead, alpha: float) -> Iterator[None]:
 
     def normalized(layer: _BatchNorm, args: tuple[Any, ...], kwargs: Any, output: Tensor) -> Tensor:
         x = (*args, *kwargs.values())[0]
-        assert layer.running_mean is not None and layer.running_var is not None
+        running_mean, running_var = running_statistics(layer)
         var, mean = torch.var_mean(x, dim=[0, *range(2, x.dim())], correction=0)
-        mean = layer.running_mean.lerp(mean.to(layer.running_mean), alpha)
-        var = layer.running_var.lerp(var.to(layer.running_var), alpha)
+        mean = running_mean.lerp(mean.to(running_mean), alpha)
+        var = running_var.lerp(var.to(running_var), alpha)
         mixed = F.batch_norm(x, mean, var, layer.weight, layer.bias, eps=layer.eps)
         return mixed.to(output)
 
-    handles = [
-        layer.register_forward_hook(normalized, with_kwargs=True)
-        for layer in head.bn_layers.values()
-        if layer.running_mean is not None
-    ]
-    try:
+    with contextlib.ExitStack() as hooks:
+        for layer in head.bn_layers.values():
+            if layer.running_mean is not None:
+                hooks.enter_context(layer.register_forward_hook(normalized, with_kwargs=True))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

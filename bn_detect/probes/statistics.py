@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..layers import NormalizationBatch
+from ..population.observe import watch_input
 from .adapters.heads import RoIHead
 from .batches import take
 from .bits import bits_about
@@ -178,22 +180,14 @@ def _observed(layers: Mapping[str, _BatchNorm]) -> Iterator[dict[str, list[Tenso
     """
     seen: dict[str, list[Tensor]] = {name: [] for name in layers}
 
-    def see(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        x = (*args, *kwargs.values())[0].double().transpose(0, 1).flatten(1)
-        var, mean = torch.var_mean(x, dim=1, correction=0)
+    def see(name: str, x: Tensor) -> None:
+        var, mean = torch.var_mean(x.double().transpose(0, 1).flatten(1), dim=1, correction=0)
         seen[name].append(torch.cat([mean, (var + layers[name].eps).log()]).cpu())
 
-    handles = [
-        layer.register_forward_pre_hook(
-            lambda _, args, kwargs, name=name: see(name, args, kwargs), with_kwargs=True
-        )
-        for name, layer in layers.items()
-    ]
-    try:
+    with contextlib.ExitStack() as hooks:
+        for name, layer in layers.items():
+            hooks.enter_context(watch_input(layer, partial(see, name)))
         yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _labels(objects: list[Tensor]) -> dict[str, Array]:
