@@ -7,13 +7,13 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from torch import nn
+from torch.utils.data import DataLoader
 
 from ... import probes
 from ...configuration.lazy_config import build_probe_mapper
 from ...data import register_derived
 from ...engine.trainer import BNTrainer
 from ...layers import NormalizationBatch
-from ...probes.adapters.detectron2_batches import ProbeLoader
 
 Images = list[dict[str, Any]]
 
@@ -42,7 +42,7 @@ class Subject:
             self._images[name] = mapped_images(self.cfg, name)
         return self._images[name]
 
-    def loader(self, split: str = "TEST") -> ProbeLoader:
+    def loader(self, split: str = "TEST") -> DataLoader[Any]:
         """Batches of as many images as all workers have, of the split's first dataset."""
         name = self.cfg.DATASETS[split][0]
         mapper = build_probe_mapper(self.cfg)
