@@ -48,11 +48,8 @@ class RoIs:
         counts: list[int] = torch.bincount(self.image, minlength=self.num_images).tolist()
         return counts
 
-    def original_box(self, index: int) -> tuple[float, ...]:
-        """Return x0, y0, x1, y1 of one RoI in pixels of the original image."""
-        scale = self.scale[self.image[index]]
-        return tuple((self.boxes[index] * scale.repeat(2)).tolist())
-
     def place(self, index: int) -> Place:
-        """Return the file of a RoI's image and its box in pixels of that."""
-        return self.files[self.image[index]], self.original_box(index)
+        """Return the file of a RoI's image, and its box in pixels of that file."""
+        image = self.image[index]
+        box = self.boxes[index] * self.scale[image].repeat(2)
+        return self.files[image], tuple(box.tolist())

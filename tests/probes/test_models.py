@@ -118,7 +118,7 @@ def test_boxes_and_objects_are_those_of_the_images():
         rois, again = head.sample((images, targets), times=2)
     assert [x.tolist() for x in rois.objects] == [t["labels"].tolist() for t in targets]
     for sample in (rois, again):
-        boxes = torch.tensor([sample.original_box(i) for i in range(len(sample))])
+        boxes = torch.tensor([sample.place(i)[1] for i in range(len(sample))])
         for number, target in enumerate(targets):
             distance = torch.cdist(target["boxes"], boxes[sample.image == number]).min(1).values
             assert (distance < 1e-3).sum() >= 1
