@@ -5,7 +5,7 @@ imported when something is drawn.
 """
 
 import contextlib
-import os.path
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -123,7 +123,9 @@ def band(
 
 def without_shared_prefix(names: Sequence[str]) -> list[str]:
     """Return dotted names without the parents that all of them have in common."""
-    shared = len(os.path.commonprefix([name.split(".")[:-1] for name in names]))
+    parents = [name.split(".")[:-1] for name in names]
+    levels = zip(*parents, strict=False)
+    shared = len(list(itertools.takewhile(lambda level: len(set(level)) == 1, levels)))
     return [".".join(name.split(".")[shared:]) for name in names]
 
 
