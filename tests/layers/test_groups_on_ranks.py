@@ -1,13 +1,12 @@
-"""Groups, layouts and running statistics that span 2, 3 and 4 real ranks."""
+"""Groups and layouts that span 2, 3 and 4 real ranks."""
 
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from bn_detect.distributed import shuffle_rois
 from bn_detect.layers import NormalizationBatch, RoIBatchNorm2d, RoILayout, grouped_batch_norm
-from bn_detect.population.averaging import average_running_statistics
 
 from .reference import EPS, affine, features, group_ids, grouped_reference, outcome
 from .test_heads_on_ranks import STEPS
@@ -57,7 +56,7 @@ def second_derivative_error(rank: int, world_size: int) -> str:
     return ""
 
 
-# Layouts and running statistics over ranks.
+# Layouts over ranks.
 
 
 def groups_on_rank(rank: int, world_size: int, rois: tuple) -> tuple[Tensor, Tensor]:
@@ -68,18 +67,6 @@ def groups_on_rank(rank: int, world_size: int, rois: tuple) -> tuple[Tensor, Ten
     number = torch.arange(start, start + rois[rank])
     moved, _ = shuffle_rois(number, layout.generator())
     return layout.partition(rois[rank], torch.device("cpu")).group, moved
-
-
-def averaged_on_rank(rank: int, world_size: int) -> list[dict]:
-    """Layers whose running statistics hold the rank's number, of which ours has weight rank / 4."""
-    ours = RoIBatchNorm2d(2)
-    ours.ema_weight.fill_(rank / 4)
-    model = nn.Sequential(nn.BatchNorm2d(2), nn.BatchNorm2d(2, track_running_stats=False), ours)
-    for layer in (model[0], model[2]):
-        layer.running_mean.fill_(rank)
-        layer.running_var.fill_(10 * rank)
-    average_running_statistics(model)
-    return [dict(layer.named_buffers()) for layer in (model[0], model[2])]
 
 
 def subgroup_on_rank(rank: int, world_size: int) -> dict:
@@ -105,7 +92,6 @@ def on_rank(rank: int, world_size: int) -> dict:
         },
         "second derivative": second_derivative_error(rank, world_size),
         "layouts": [groups_on_rank(rank, world_size, split) for split in STEPS[world_size]],
-        "averaged": averaged_on_rank(rank, world_size),
         "subgroup": subgroup_on_rank(rank, world_size) if world_size == 4 else None,
     }
 
@@ -155,18 +141,6 @@ def test_shuffled_groups_are_those_of_moved_features(groups):
         for rank, r in enumerate(groups):
             moved_here = r["layouts"][step][1].sort().values
             assert torch.equal(moved_here, torch.nonzero(group == rank)[:, 0])
-
-
-def test_running_statistics_are_averaged_by_weight(groups):
-    number = torch.arange(len(groups)).double()
-    for plain, ours in (r["averaged"] for r in groups):
-        for buffers, mean in (
-            (plain, number.mean()),
-            (ours, number.square().sum() / number.sum()),
-        ):
-            torch.testing.assert_close(buffers["running_mean"], torch.full((2,), mean))
-            torch.testing.assert_close(buffers["running_var"], torch.full((2,), 10 * mean))
-        assert ours["ema_weight"] == 1
 
 
 def test_workers_may_be_some_of_the_ranks(groups):

@@ -100,14 +100,6 @@ def test_stock_detectron2_heads_convert():
     torch.testing.assert_close(Images().train(stock), Images().train(ours))
 
 
-@pytest.mark.parametrize(
-    "setting", [{"batch": "images"}, {"batch": "worker", "virtual_workers": 2}]
-)
-def test_a_batch_that_depends_on_images_needs_the_pooler(torchvision_model, setting):
-    with pytest.raises(ValueError, match=r"depends on the image of each RoI; pass .* pooler"):
-        convert_roi_batchnorm(copy.deepcopy(torchvision_model.roi_heads.box_head), **setting)
-
-
 @pytest.mark.parametrize("setting", [{"batch": "images"}, {"test_stats": "minibatch"}], ids=str)
 def test_a_whole_detector_is_refused_with_what_to_pass(torchvision_model, setting):
     model = copy.deepcopy(torchvision_model)

@@ -15,7 +15,7 @@ def on_rank(rank: int, size: int) -> dict:
     for layer in model.values():
         layer.running_mean.fill_(rank)
         layer.running_var.fill_(10.0 * rank)
-    model["roi"].ema_weight.fill_(float(rank != 1))  # rank 1 had no RoIs for long
+    model["roi"].ema_weight.fill_((0.25, 0, 0.75)[rank])  # rank 1 had no RoIs for long
     if rank == 2:
         model["broken"].running_mean[0] = torch.nan
     average_running_statistics(model)
@@ -24,7 +24,7 @@ def on_rank(rank: int, size: int) -> dict:
 
 
 def test_on_three_ranks():
-    expected = {"bn": [1, 1], "roi": [1, 1], "broken": [0.5, 0.5], "var": [10, 10], "ema": 1}
+    expected = {"bn": [1, 1], "roi": [1.5, 1.5], "broken": [0.5, 0.5], "var": [10, 10], "ema": 1}
     assert run_ranks(on_rank, 3) == [expected] * 3
 
 

@@ -127,6 +127,23 @@ def test_set_iteration_repeats_the_draws(recorded):
     assert len({str(draw) for step in whole for draw in step}) == 8
 
 
+def test_both_exchanges_draw_alike_in_every_forward():
+    """In a layout that nobody informs, too."""
+    moving, staying = (layout_for(exchange=each) for each in ("features", "statistics"))
+    x, states = torch.randn(6, 2), []
+    for iteration in (None, None, 7, None):
+        if iteration is not None:
+            moving.set_iteration(iteration)
+            staying.set_iteration(iteration)
+        moving.shuffle(x)
+        for layer in (1, 2):  # the layers of one head
+            moving.partition(len(x), x.device, layer=layer)
+            staying.partition(len(x), x.device, layer=layer)
+        assert torch.equal(moving.generator().get_state(), staying.generator().get_state())
+        states.append(tuple(moving.generator().get_state().tolist()))
+    assert len(set(states)) == len(states)
+
+
 def test_seeds_and_names_draw_differently():
     layouts = [
         layout_for(virtual_workers=2),
@@ -177,17 +194,11 @@ class Head(nn.Module):
         return self.layers(self.pooler(features, boxes=boxes))
 
 
-def test_the_pooler_is_watched():
+def test_the_pooler_is_watched_until_the_hook_is_removed():
     layout, pooler = layout_for("images"), Pooler()
     handle = layout.watch(pooler)
-    for call in (
-        lambda: pooler(torch.zeros(6), [range(2), [], range(4)]),
-        lambda: pooler(torch.zeros(6), boxes=[range(2), [], range(4)]),
-        lambda: pooler(features=torch.zeros(6), boxes=[range(2), [], range(4)]),
-    ):
-        layout.record([])
-        call()
-        assert layout.rois_per_image == (2, 0, 4)
+    pooler(torch.zeros(6), [range(2), [], range(4)])
+    assert layout.rois_per_image == (2, 0, 4)
     handle.remove()
     pooler(torch.zeros(6), [range(6)])
     assert layout.rois_per_image == (2, 0, 4)
