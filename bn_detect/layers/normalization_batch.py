@@ -90,11 +90,7 @@ class NormalizationBatch:
         self.kind.check_images(images)
 
     def spans(self, processes: int) -> int:
-        """Return how many consecutive ones of all `processes` share groups; 1: none do.
-
-        Raises:
-            ValueError: `shuffle_groups` does not divide the workers of all processes.
-        """
+        """Return how many consecutive ones of all `processes` share groups; see `Batch.spans`."""
         return self.kind.spans(processes)
 
 

@@ -21,7 +21,7 @@ class Partition:
         rois: RoIs of each group over all ranks, where groups span ranks and every rank knows it.
 
     Attributes:
-        group: (R,) int64 in [0, num_groups), the group of each RoI.
+        group: as above, on the device.
         order: (R,) int64, the RoIs of group 0 in order, then those of group 1, and so on.
         starts, sizes: (num_groups,) int64, where each group starts in `order`, and its RoIs on this
             process.

@@ -16,11 +16,10 @@ _TRUE = torch.ones((), dtype=torch.bool)
 def update_running_statistics(
     running: RunningStatistics, stats: GroupStatistics, momentum: float | None
 ) -> Tensor:
-    """Let the mean over the non-empty groups of (mean, unbiased variance) enter the average.
+    """Let the statistics of the groups enter the average, as `RoIBatchNorm2d` says.
 
-    It enters with weight `momentum` times the share of groups that are non-empty, against the
-    average's own `weight`, which an empty group lets fade. A group of a single value has no
-    unbiased variance and counts as empty, as does one whose statistics are not finite.
+    A group of a single value has no unbiased variance and counts as empty, as does one whose
+    statistics are not finite.
 
     Args:
         momentum: None: cumulative average, as in torch.
