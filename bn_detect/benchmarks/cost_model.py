@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 from tabulate import tabulate
@@ -69,35 +70,34 @@ def _messages(collective: Collective) -> int:
     return {"all_reduce": 2 * steps, "all_gather": steps, "all_to_all": others}[collective.kind]
 
 
-def _of_heads(traffic: Callable[[int, Head], Traffic], workers: int) -> Traffic:
-    return sum((traffic(workers, head) for head in PAPER), Traffic((), ()))
+def by_statistics(workers: int, head: Head) -> Traffic:
+    """One step of a head, "shuffled" between so many workers, EXCHANGE "statistics"."""
+    return statistics_bytes(workers, workers, head.channels, head.layers)
 
 
-def by_statistics(workers: int) -> Traffic:
-    """One step of the paper's heads, "shuffled" between so many workers, EXCHANGE "statistics"."""
-    return _of_heads(lambda w, head: statistics_bytes(w, w, head.channels, head.layers), workers)
-
-
-def as_one_batch(workers: int) -> Traffic:
+def as_one_batch(workers: int, head: Head) -> Traffic:
     """The same under "global"."""
-    return _of_heads(
-        lambda w, head: statistics_bytes(w, 1, head.channels, head.layers, counts=False), workers
-    )
+    return statistics_bytes(workers, 1, head.channels, head.layers, counts=False)
 
 
-def by_features(workers: int) -> Traffic:
+def by_features(workers: int, head: Head) -> Traffic:
     """The same under "shuffled" with EXCHANGE "features"."""
-    return _of_heads(lambda w, head: features_bytes(w, *head[:3]), workers)
+    return features_bytes(workers, *head[:3])
 
 
-def by_features_at_least(workers: int) -> Traffic:
+def by_features_at_least(workers: int, head: Head) -> Traffic:
     """The lower bound for moving features."""
-    return _of_heads(lambda w, head: lower_bound_bytes(w, *head[:3]), workers)
+    return lower_bound_bytes(workers, *head[:3])
 
 
-def by_all_gather(workers: int) -> Traffic:
+def by_all_gather(workers: int, head: Head) -> Traffic:
     """Features moved the known public way."""
-    return _of_heads(lambda w, head: all_gather_bytes(w, *head[:3]), workers)
+    return all_gather_bytes(workers, *head[:3])
+
+
+def of_paper(way: Callable[[int, Head], Traffic], workers: int) -> Traffic:
+    """Both heads of the paper."""
+    return sum((way(workers, head) for head in PAPER), Traffic((), ()))
 
 
 def gradients(workers: int) -> Traffic:
@@ -107,13 +107,13 @@ def gradients(workers: int) -> Traffic:
 
 
 WAYS: dict[str, Callable[[int], Traffic]] = {
-    "`global`": as_one_batch,
-    "`shuffled`, statistics": by_statistics,
-    f"`shuffled`, statistics, `SHUFFLE_GROUPS` {NODE}": lambda _: by_statistics(NODE),
-    "`shuffled`, features (all_to_all)": by_features,
-    f"`shuffled`, features, `SHUFFLE_GROUPS` {NODE}": lambda _: by_features(NODE),
-    "moving features, lower bound": by_features_at_least,
-    "shuffling by all-gather": by_all_gather,
+    "`global`": partial(of_paper, as_one_batch),
+    "`shuffled`, statistics": partial(of_paper, by_statistics),
+    f"`shuffled`, statistics, `SHUFFLE_GROUPS` {NODE}": lambda _: of_paper(by_statistics, NODE),
+    "`shuffled`, features (all_to_all)": partial(of_paper, by_features),
+    f"`shuffled`, features, `SHUFFLE_GROUPS` {NODE}": lambda _: of_paper(by_features, NODE),
+    "moving features, lower bound": partial(of_paper, by_features_at_least),
+    "shuffling by all-gather": partial(of_paper, by_all_gather),
     "for comparison: the gradients (DDP)": gradients,
 }
 

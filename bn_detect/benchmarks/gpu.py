@@ -8,7 +8,6 @@ import argparse
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -56,9 +55,13 @@ def run(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     for title, module, arguments in PARTS:
         text, numbers = NOT_RUN, None
         if not args.dry_run:
-            text, numbers = _part(module.add_arguments, module.run, arguments)
+            parser = argparse.ArgumentParser()
+            module.add_arguments(parser)
+            text, numbers = module.run(parser.parse_args(arguments))
         results[title] = numbers
-        sections.append(f"## {title}\n\n`{_command(module, arguments)}`\n\n{text}")
+        name = module.__name__.rpartition(".")[2]
+        command = " ".join(["bn-detect benchmark", name, *arguments])
+        sections.append(f"## {title}\n\n`{command}`\n\n{text}")
     if not args.dry_run:
         sections.append(f"It took {(time.perf_counter() - start) / 60:.1f} minutes.")
     page = "\n\n".join([INTRODUCTION.strip(), *sections]) + "\n"
@@ -87,17 +90,3 @@ def _tests(dry_run: bool) -> str:
     if done.returncode and dry_run:
         raise ValueError(f"the tests cannot be collected: {last}\n{done.stdout[-2000:]}")
     return f"{NOT_RUN} ({last})" if dry_run else last
-
-
-def _part(
-    add_arguments: Callable[[argparse.ArgumentParser], None],
-    run_part: Callable[[argparse.Namespace], tuple[str, Any]],
-    arguments: list[str],
-) -> tuple[str, Any]:
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    return run_part(parser.parse_args(arguments))
-
-
-def _command(module: ModuleType, arguments: list[str]) -> str:
-    return " ".join(["bn-detect benchmark", module.__name__.rpartition(".")[2], *arguments])

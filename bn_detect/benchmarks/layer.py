@@ -7,19 +7,26 @@ from dataclasses import asdict, dataclass
 from itertools import product
 
 import torch
-from detectron2.layers import NaiveSyncBatchNorm
 from tabulate import tabulate
 from torch import Tensor, nn
 
 from ..layers import NormalizationBatch, RoIBatchNorm2d, RoILayout
-from .measuring import default_device, interleaved, peak_bytes, ratios, spread, waiting_for
+from .measuring import (
+    default_device,
+    interleaved,
+    peak_bytes,
+    ratios,
+    spread,
+    threads,
+    waiting_for,
+)
+from .subjects import REFERENCE, layers_of_others
 
 HELP = "the layer against torch's, one process"
 SHAPES = ((512, 256, 7, 7), (1024, 256, 7, 7), (256, 256, 14, 14))
 LARGE = (1024, 256, 14, 14)  # where bandwidth decides, on a GPU
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-REFERENCE = "torch BatchNorm2d"
 IMAGES, WORKERS = 16, 8  # per step and virtual; RoIs are spread over them evenly
 PASSES = 7  # x or dy read, y or dx written: forward reads x twice, backward x and dy twice
 
@@ -55,12 +62,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> tuple[str, dict]:
     """Measure; returns the table and all numbers."""
     device = default_device()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(args.threads)
-    try:
+    with threads(args.threads):
         rows = list(_rows(device, args.repetitions, args.rois))
-    finally:
-        torch.set_num_threads(threads)
     result = {"device": str(device), "threads": args.threads, "rows": [asdict(r) for r in rows]}
     return _table(rows), result
 
@@ -98,16 +101,9 @@ def _rows(device: torch.device, repetitions: int, scale: float) -> Iterator[Row]
 
 
 def _layers(shape: tuple[int, ...], device: torch.device) -> dict[str, nn.Module]:
-    channels = shape[1]
-    other = {"torch SyncBatchNorm": nn.SyncBatchNorm(channels)}
-    if device.type == "cpu":  # which that one does not take
-        other = {"NaiveSyncBatchNorm N": NaiveSyncBatchNorm(channels, stats_mode="N")}
-    return {
-        REFERENCE: nn.BatchNorm2d(channels),
-        **other,
-        **{f"ours, {batch}": _ours(shape, batch) for batch in ("images", "worker", "shuffled")},
-        "ours, global": _ours(shape, "global"),
-    }
+    batches = ("images", "worker", "shuffled", "global")
+    ours = {f"ours, {batch}": _ours(shape, batch) for batch in batches}
+    return layers_of_others(shape[1], device) | ours
 
 
 def _ours(shape: tuple[int, ...], batch: str) -> RoIBatchNorm2d:

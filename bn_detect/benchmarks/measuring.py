@@ -2,12 +2,10 @@
 
 import contextlib
 import json
-import os
-import socket
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.profiler import ProfilerActivity, profile
 
+from ..runtime.launch import stay_on_loopback
 from ..runtime.signals import Interrupted, Request, ctrl_c_held, requests
 
 
@@ -23,24 +22,40 @@ def interleaved(
     arms: Mapping[str, Callable[[], object]],
     repetitions: int,
     ready: Callable[[], object] = lambda: None,
+    *,
+    calls: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Seconds of each call, by arm: A B C A B C ..., after one call of each that does not count.
+    """Seconds of a call in each repetition, by arm: A B C A B C ...; the first does not count.
 
     Load from outside that comes and goes then meets all arms alike.
 
     Args:
-        ready: called before and after each call, to wait for a GPU or for the other ranks.
+        ready: called before and after each repetition, to wait for a GPU or for the other ranks.
+        calls: of an arm in a repetition, one after the other.
     """
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     for repetition in range(repetitions + 1):
         for name, call in arms.items():
             ready()
-            start = time.perf_counter()
-            call()
+            start = clock()
+            for _ in range(calls):
+                call()
             ready()
             if repetition:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append((clock() - start) / calls)
     return seconds
+
+
+@contextlib.contextmanager
+def threads(number: int) -> Iterator[None]:
+    """Let PyTorch compute with so many threads on a CPU meanwhile."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def waiting_for(device: torch.device) -> Callable[[], object]:
@@ -122,8 +137,7 @@ def _rank(rank: int, measure: Callable, ranks: int, args: tuple, folder: str) ->
         torch.cuda.set_device(device)
     else:
         torch.set_num_threads(1)
-        if "lo" in (name for _, name in socket.if_nameindex()):
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        stay_on_loopback()
     store = dist.FileStore(str(Path(folder, "store")), ranks)
     dist.init_process_group("nccl" if on_gpu else "gloo", store=store, rank=rank, world_size=ranks)
     result = measure(device, *args)

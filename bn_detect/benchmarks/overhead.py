@@ -6,23 +6,21 @@ kernels, and the same holds for small tensors: so the launches are counted, too.
 
 import argparse
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from detectron2.layers import NaiveSyncBatchNorm
 from tabulate import tabulate
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..layers import NormalizationBatch, RoIBatchNorm2d, RoILayout
-from .measuring import default_device, ratios, spread, waiting_for
+from .measuring import default_device, interleaved, ratios, spread, threads, waiting_for
+from .subjects import REFERENCE, layers_of_others
 
 HELP = "a tiny tensor, where only the number of operations counts"
 SHAPE = (16, 256, 1, 2)
-REFERENCE = "torch BatchNorm2d"
 ARMS = {
     "ours, images": NormalizationBatch("images"),
     "ours, worker": NormalizationBatch("worker"),
@@ -69,12 +67,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     """Measure; return the table and all numbers."""
     device = default_device()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with threads(1):
         rows = measure(device, args.repetitions, args.calls)
-    finally:
-        torch.set_num_threads(threads)
     headers = ["layer", "us, forward + backward", "ratio", "operations forward", "backward"]
     lines = [
         [r.layer, spread(r.us, 0), spread(r.ratio), r.forward or "-", r.backward or "-"]
@@ -89,21 +83,15 @@ def measure(device: torch.device, repetitions: int, calls: int) -> list[Row]:
     x = torch.randn(SHAPE, device=device, requires_grad=True)
     dy = torch.randn(SHAPE, device=device)
     layers = {name: layer.to(device) for name, layer in _layers(device).items()}
-    seconds: dict[str, list[float]] = {name: [] for name in layers}
-    ready = waiting_for(device)
     # On a CPU that others use too, what this process computes says more than what it waits.
     clock = time.process_time if device.type == "cpu" else time.perf_counter
-    for repetition in range(repetitions + 1):
-        for name, layer in layers.items():
-            taken = _time(partial(_step, layer, x, dy), calls, ready, clock)
-            if repetition:
-                seconds[name].append(taken)
-    reference = seconds[REFERENCE]
+    steps = {name: partial(_step, layer, x, dy) for name, layer in layers.items()}
+    seconds = interleaved(steps, repetitions, waiting_for(device), calls=calls, clock=clock)
     return [
         Row(
             name,
             [1e6 * s for s in seconds[name]],
-            ratios(seconds[name], reference),
+            ratios(seconds[name], seconds[REFERENCE]),
             *count_operations(layer, x, dy),
         )
         for name, layer in layers.items()
@@ -120,29 +108,13 @@ def count_operations(layer: nn.Module, x: torch.Tensor, dy: torch.Tensor) -> tup
 
 
 def _layers(device: torch.device) -> dict[str, nn.Module]:
-    channels = SHAPE[1]
-    layers: dict[str, nn.Module] = {REFERENCE: nn.BatchNorm2d(channels)}
-    if device.type == "cpu":
-        layers["NaiveSyncBatchNorm N"] = NaiveSyncBatchNorm(channels, stats_mode="N")
-    else:
-        layers["torch SyncBatchNorm"] = nn.SyncBatchNorm(channels)
+    layers = layers_of_others(SHAPE[1], device)
     for name, settings in ARMS.items():
         layout = RoILayout(settings)
         layout.record([1] * SHAPE[0])
-        layers[name] = RoIBatchNorm2d(channels, layout=layout)
+        layers[name] = RoIBatchNorm2d(SHAPE[1], layout=layout)
     return layers
 
 
 def _step(layer: nn.Module, x: torch.Tensor, dy: torch.Tensor) -> None:
     torch.autograd.grad(layer(x), [x, *layer.parameters()], dy)
-
-
-def _time(
-    call: Callable[[], object], calls: int, ready: Callable[[], object], clock: Callable[[], float]
-) -> float:
-    ready()
-    start = clock()
-    for _ in range(calls):
-        call()
-    ready()
-    return (clock() - start) / calls

@@ -16,7 +16,7 @@ from ..population.bn_layers import select_bn_layers
 from ..population.moments import Moments, moments
 from ..population.precise_bn import update_population_stats
 from ..reporting.drawing import COLOURS, new_figure
-from .measuring import interleaved, ratios, spread
+from .measuring import interleaved, ratios, spread, threads
 from .subjects import detector_batch, generated_images, neon_detector, resnet18
 
 HELP = "time and error of PreciseBN"
@@ -34,9 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> tuple[str, dict]:
     """Measure; returns the tables and all numbers."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(args.threads)
-    try:
+    with threads(args.threads):
         times = {
             "ResNet-18, 4 images of 128 x 128": _time(
                 resnet18(), lambda i: generated_images(4, 128, i), 4, args
@@ -45,12 +43,7 @@ def run(args: argparse.Namespace) -> tuple[str, dict]:
                 neon_detector(), lambda i: detector_batch(4, 200, i), 4, args
             ),
         }
-        errors = [
-            _error_of_backbone(args.samples),
-            _error_of_heads(args.samples),
-        ]
-    finally:
-        torch.set_num_threads(threads)
+        errors = [_error_of_backbone(args.samples), _error_of_heads(args.samples)]
     picture = args.output / "precise_bn_samples.png"
     _draw(errors, picture)
     result = {

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..layers import NormalizationBatch, RoIBatchNorm2d, RoILayout, grouped_batch_norm
 from ..reporting.drawing import COLOURS, new_figure
-from .measuring import default_device, interleaved, peak_bytes, spread, waiting_for
+from .measuring import default_device, interleaved, peak_bytes, spread, threads, waiting_for
 
 HELP = "time and memory as RoIs, groups and virtual workers grow"
 CHANNELS, SIDE = 256, 7
@@ -41,12 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> tuple[str, dict]:
     """Measure and draw; returns the table and all numbers."""
     device = default_device()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(args.threads)
-    try:
+    with threads(args.threads):
         points = _points(device, args.repetitions, args.most)
-    finally:
-        torch.set_num_threads(threads)
     picture = args.output / "scaling.png"
     _draw(points, picture)
     lines = [[p.axis, p.value, spread(p.ms, 1), f"{p.extra:.1f}"] for p in points]

@@ -2,17 +2,19 @@
 
 import torch
 import torch.nn.functional as F
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
+from detectron2.layers import NaiveSyncBatchNorm
 from detectron2.modeling import build_model
 from detectron2.modeling.backbone.resnet import BasicStem, ResNet
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
 from ..configuration.files import find
-from ..configuration.keys import add_bn_detect_config
+from ..configuration.keys import default_config
 
 CONFIG = find("neon/faster_rcnn_lean_FPN_worker.yaml")
 OBJECTS = 8  # per image
+REFERENCE = "torch BatchNorm2d"
 
 
 def resnet18() -> nn.Module:
@@ -21,10 +23,19 @@ def resnet18() -> nn.Module:
     return ResNet(BasicStem(3, 64, norm="BN"), stages, out_features=["res5"])
 
 
+def layers_of_others(channels: int, device: torch.device) -> dict[str, nn.Module]:
+    """Return the layers to compare with on a device, by name; `REFERENCE` is the first."""
+    layers: dict[str, nn.Module] = {REFERENCE: nn.BatchNorm2d(channels)}
+    if device.type == "cpu":  # which torch's SyncBatchNorm does not take
+        layers["NaiveSyncBatchNorm N"] = NaiveSyncBatchNorm(channels, stats_mode="N")
+    else:
+        layers["torch SyncBatchNorm"] = nn.SyncBatchNorm(channels)
+    return layers
+
+
 def neon_config() -> CfgNode:
     """Return the config of the demo's detector with BatchNorm in its box head, on CPU."""
-    cfg = get_cfg()
-    add_bn_detect_config(cfg)
+    cfg = default_config()
     cfg.merge_from_file(str(CONFIG))
     cfg.MODEL.DEVICE = "cpu"
     return cfg

@@ -14,31 +14,25 @@ from .cost_model import (
     NODE,
     PAPER,
     Head,
+    as_one_batch,
     by_all_gather,
     by_features,
     by_features_at_least,
     by_statistics,
     bytes_table,
+    of_paper,
 )
 from .head import GATHERED, box_head, head_steps, mask_head
 from .measuring import on_ranks, ranks_possible
-from .traffic_model import (
-    Collective,
-    Traffic,
-    all_gather_bytes,
-    features_bytes,
-    received,
-    sent,
-    statistics_bytes,
-)
+from .traffic_model import Collective, Traffic, received, sent
 
 HELP = "bytes sent and received per step, counted and computed"
 # The arms of `head` that communicate, and what computes their bytes.
 COMPUTED: dict[str, Callable[[int, Head], Traffic]] = {
-    "global": lambda w, h: statistics_bytes(w, 1, h.channels, h.layers, counts=False),
-    "shuffled, statistics": lambda w, h: statistics_bytes(w, w, h.channels, h.layers),
-    "shuffled, features": lambda w, h: features_bytes(w, *h[:3]),
-    GATHERED: lambda w, h: all_gather_bytes(w, *h[:3]),
+    "global": as_one_batch,
+    "shuffled, statistics": by_statistics,
+    "shuffled, features": by_features,
+    GATHERED: by_all_gather,
 }
 
 
@@ -107,8 +101,8 @@ def _both(calls: Iterable[Collective]) -> tuple[int, int]:
 
 
 def _ratios() -> dict[str, float]:
-    def total(way: Callable[[int], Traffic]) -> int:
-        return sum(_both(way(NODE).collectives))
+    def total(way: Callable[[int, Head], Traffic]) -> int:
+        return sum(_both(of_paper(way, NODE).collectives))
 
     return {
         "bytes, statistics against all-gather": total(by_statistics) / total(by_all_gather),

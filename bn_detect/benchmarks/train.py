@@ -13,7 +13,7 @@ from detectron2.utils.events import EventStorage
 from tabulate import tabulate
 
 from ..layers import set_iteration
-from .measuring import default_device, interleaved, ratios, spread, waiting_for
+from .measuring import default_device, interleaved, ratios, spread, threads, waiting_for
 from .subjects import detector_batch, neon_config
 
 HELP = "iterations per second of whole training steps"
@@ -50,14 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> tuple[str, dict]:
     """Measure; returns the table and all numbers."""
     device = default_device()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(args.threads)
-    try:
-        with EventStorage():
-            steps = {arm: _step(_config(options, device)) for arm, options in ARMS.items()}
-            seconds = interleaved(steps, args.repetitions, waiting_for(device))
-    finally:
-        torch.set_num_threads(threads)
+    with threads(args.threads), EventStorage():
+        steps = {arm: _step(_config(options, device)) for arm, options in ARMS.items()}
+        seconds = interleaved(steps, args.repetitions, waiting_for(device))
     rows = [
         Row(arm, [1000 * s for s in times], ratios(times, seconds[REFERENCE]))
         for arm, times in seconds.items()

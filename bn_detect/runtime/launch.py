@@ -120,7 +120,7 @@ def launch(
         if num_machines == 1:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="bn_detect-"))
             dist_url = str(Path(folder, "store"))
-            _stay_on_loopback()
+            stay_on_loopback()
         first = machine_rank * num_gpus
         common = (main, args, first, num_gpus, world_size, dist_url, timeout)
         with ctrl_c_held():
@@ -197,7 +197,7 @@ def _in_group(
     dist.destroy_process_group()
 
 
-def _stay_on_loopback() -> None:
+def stay_on_loopback() -> None:
     """Keep gloo from the address that the host's name resolves to."""
     if "lo" in (name for _, name in socket.if_nameindex()):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
@@ -269,9 +269,12 @@ def _end(processes: list) -> None:
             process.join(max(0.0, deadline - time.monotonic()))
 
 
+def cores() -> int:
+    """Return how many cores of this machine this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def share_cores() -> None:
     """Give each worker of this machine its part of the cores, unless OMP_NUM_THREADS is set."""
     if "OMP_NUM_THREADS" not in os.environ:
-        affinity = getattr(os, "sched_getaffinity", None)
-        cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-        torch.set_num_threads(max(1, cores // comm.get_local_size()))
+        torch.set_num_threads(max(1, cores() // comm.get_local_size()))

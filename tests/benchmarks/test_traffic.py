@@ -144,7 +144,7 @@ def test_the_all_gather_way_holds_every_rois_features():
 
 def test_ratios_at_8_workers():
     statistics, features, bound, gather = (
-        way(8).collectives
+        cost_model.of_paper(way, 8).collectives
         for way in (
             cost_model.by_statistics,
             cost_model.by_features,

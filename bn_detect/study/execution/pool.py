@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Sequence
 
 import torch
 
+from ...runtime.launch import cores
 from ...runtime.signals import Interrupted
 from ..reading import check_number
 from ..runs import Run
@@ -18,11 +19,6 @@ WATCH_SECONDS = 1.0
 END_SECONDS = 20.0  # schedulers kill 30 seconds after their signal
 
 Group = Sequence[Run]  # done one after the other
-
-
-def cores() -> int:
-    """Return how many cores of this machine this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def check_started_once(num_gpus: int | None) -> None:
@@ -74,7 +70,7 @@ def environments(groups: Sequence[Group], jobs: int) -> list[dict[str, str]]:
     return [{"CUDA_VISIBLE_DEVICES": ",".join(part)} for part in parts]
 
 
-def run_here(groups: Sequence[Group], jobs: int, watch: Callable[[], None]) -> None:
+def run_here(groups: Sequence[Group], jobs: int, watch: Callable[[], object]) -> None:
     """Do all groups, `jobs` of them at once; call `watch` once a second and at the end.
 
     However this ends, no process that it started is left. Trainings that are interrupted write a
