@@ -13,7 +13,7 @@ def expanded(template: Any, grid: Grid) -> Iterator[tuple[dict[str, str], Any]]:
     Only the axes that some text in the template names as {axis} multiply it; without any it comes
     once, as it is.
     """
-    axes = [axis for axis in grid if _names(template, "{" + axis + "}")]
+    axes = [axis for axis in grid if filled_in(template, {axis: ""}) != template]
     for values in product(*(grid[axis] for axis in axes)):
         place = dict(zip(axes, values, strict=True))
         yield place, filled_in(template, place)
@@ -30,11 +30,3 @@ def filled_in(template: Any, place: Mapping[str, str]) -> Any:
     if isinstance(template, list):
         return [filled_in(item, place) for item in template]
     return template
-
-
-def _names(tree: Any, name: str) -> bool:
-    if isinstance(tree, Mapping):
-        return any(_names(value, name) for value in tree.values())
-    if isinstance(tree, list):
-        return any(_names(item, name) for item in tree)
-    return isinstance(tree, str) and name in tree
