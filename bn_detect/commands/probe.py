@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import shlex
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from ..probes.adapters import find_head
 from ..probes.registry import PROBES
 from ..probes.swaps.verdicts import QUESTIONS, judged
 from ..runtime.checkpoint_file import add_trust_option
-from ..runtime.files import check_writable, write_atomically, write_json
+from ..runtime.files import check_writable, write_json, write_text
 from .parser import command_parser
 from .run import run_command
 
@@ -140,14 +139,11 @@ def _torchvision(args: argparse.Namespace) -> Subject:
 
 
 def _detectron2(args: argparse.Namespace) -> Subject:
-    from detectron2.data import DatasetCatalog, MetadataCatalog
-
     from ..configuration.check import check_run
-    from ..configuration.lazy_config import build_probe_mapper
     from ..configuration.reading import read_config
     from ..engine.trainer import BNTrainer
-    from ..probes import probe_loader
     from ..runtime.checkpointer import AtomicCheckpointer
+    from ..study.measures.subject import Subject as OfStudy
 
     cfg = read_config(args).clone()
     cfg.defrost()
@@ -165,14 +161,11 @@ def _detectron2(args: argparse.Namespace) -> Subject:
     model = BNTrainer.build_model(cfg)
     AtomicCheckpointer(model, whole=True, trust=args.trust_checkpoint).load(args.weights)
     find_head(model)
-    images = cfg.SOLVER.IMS_PER_BATCH
-    mapper = build_probe_mapper(cfg)
-    loader = probe_loader(cfg, name, images, mapper=mapper, seed=args.seed)
-    batches = min(len(loader), -(-args.num_images // images))
-    DatasetCatalog.get(name)  # reading it may set the names
-    classes = list(MetadataCatalog.get(name).get("thing_classes", []))
-    partition = own_batch(model, cfg.MODEL.ROI_BN.VIRTUAL_WORKERS)
-    return Subject(args.config_file, model, loader, batches, images, partition, name, classes)
+    subject = OfStudy(cfg, model, args.output, {})
+    loader = subject.loader(seed=args.seed)
+    of = (args.config_file, model, loader, subject.batches(args.num_images, loader))
+    images, partition = cfg.SOLVER.IMS_PER_BATCH, subject.partition
+    return Subject(*of, images, partition, name, subject.classes)
 
 
 def work(subject: Subject, args: argparse.Namespace, command: str) -> None:
@@ -206,8 +199,7 @@ def work(subject: Subject, args: argparse.Namespace, command: str) -> None:
             pictures.append(f"![{figure.caption}]({path.name})")
     page = [f"# {subject.name}: {args.weights}", answer, *pictures, f"```\n{report}\n```"]
     page += [f"Made by `{command}`."]
-    text = "\n\n".join(page) + "\n"
-    write_atomically(args.output / "probe.md", lambda file: file.write(text.encode()))
+    write_text(args.output / "probe.md", "\n\n".join(page) + "\n")
     print(f"\n{answer}\n\nThe report is {args.output / 'probe.md'}")
 
 
@@ -240,13 +232,8 @@ def summary(report: SwapReport, subject: Subject) -> str:
     return "\n".join(lines)
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str]) -> int:
     """Run the command and return its exit code; see `run_command`."""
     args = argument_parser().parse_args(arguments)
-    words = sys.argv[1:] if arguments is None else arguments
-    command = shlex.join(["bn-detect", "probe", *words])
+    command = shlex.join(["bn-detect", "probe", *arguments])
     return run_command(lambda: check(args), lambda subject: work(subject, args, command))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

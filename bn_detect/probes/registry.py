@@ -11,6 +11,7 @@ from typing import Any
 
 from ..layers import STATISTICS
 from ..reporting.columns import Column, Result, Value, at
+from ..reporting.drawing import Picture
 from .decompose import decomposition
 from .estimation_shift import estimation_shift
 from .figures.bars import (
@@ -18,7 +19,6 @@ from .figures.bars import (
     FLIPS,
     LAYERS,
     SWAP,
-    ProbeFigure,
     bits_of_all_layers,
     shift_of_layer,
 )
@@ -49,7 +49,7 @@ class Probe:
     function: Callable[..., Any]
     images: int
     columns: tuple[Column, ...] = ()
-    figures: tuple[ProbeFigure, ...] = ()
+    figures: tuple[Picture, ...] = ()
     splits: tuple[str, ...] = ("TEST",)
     arguments: tuple[str, ...] = ()
     first: bool = False

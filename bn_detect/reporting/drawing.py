@@ -6,9 +6,11 @@ imported when something is drawn.
 
 import contextlib
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from .columns import Result
 from .estimates import Estimate
 
 if TYPE_CHECKING:
@@ -20,6 +22,18 @@ GREYS = {"minibatch": "0.75", "population": "0.55", "precise": "0.35"}  # colour
 LINES, HATCHES = ("-", "--", ":"), ("", "///", "...")  # for what comes after all colours
 WIDEST = 14.0  # of a figure, inches: a report shows it at about this width
 _arms: list[str] = []  # of the report that is being drawn
+
+# Arm -> what the runs of its seeds gave, in the arms' order; never empty.
+Results = Mapping[str, list[Result]]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure: its file name, its caption, and how it is drawn (None: there is nothing to)."""
+
+    name: str
+    caption: str
+    draw: "Callable[[Results], Figure | None]"
 
 
 @contextlib.contextmanager

@@ -51,6 +51,11 @@ def write_atomically(path: str | Path, write: Callable[[IO[bytes]], Any]) -> Non
         raise OSError(reason.errno, message, str(path)) from error
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Write `text` as `write_atomically` writes, in UTF-8."""
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
 def _temporary(path: Path) -> tuple[Path, int]:
     """Make a new file beside `path`; returns it and its descriptor.
 
@@ -108,8 +113,7 @@ def write_json(path: str | Path, value: Any) -> None:
     Raises:
         OSError: see `write_atomically`.
     """
-    text = json.dumps(_finite(value), indent=1, allow_nan=False)
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_text(path, json.dumps(_finite(value), indent=1, allow_nan=False))
 
 
 def _finite(value: Any) -> Any:

@@ -1,12 +1,13 @@
 """The figures that the probes add to a study's report, each from the reports of all arms."""
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ...reporting.columns import Column, at
 from ...reporting.drawing import (
+    Picture,
+    Results,
     bars,
     dots,
     new_figure,
@@ -21,17 +22,6 @@ from .flips import draw_flips
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Reports = Mapping[str, Sequence[Mapping[str, Any]]]  # arm -> reports of its seeds, as mappings
-
-
-@dataclass(frozen=True)
-class ProbeFigure:
-    """A figure: its file name, its caption, and how it is drawn (None: there is nothing to)."""
-
-    name: str
-    caption: str
-    draw: Callable[[Reports], "Figure | None"]
-
 
 def bits_of_all_layers(report: Mapping[str, Any]) -> float | None:
     """Return the bits that the statistics of all layers tell about the first label."""
@@ -45,7 +35,7 @@ def shift_of_layer(number: int, report: Mapping[str, Any]) -> float | None:
     return None if mean is None else 100 * float(mean)
 
 
-def _swap(reports: Reports) -> "Figure | None":
+def _swap(reports: Results) -> "Figure | None":
     change = Column("", "", 3, at("classification", "change"))
     null = Column("", "", 3, at("classification", "null"))
     estimates = {arm: change.estimate(list(each)) for arm, each in reports.items()}
@@ -68,7 +58,7 @@ def _swap(reports: Reports) -> "Figure | None":
     return figure
 
 
-def _decomposition(reports: Reports) -> "Figure | None":
+def _decomposition(reports: Results) -> "Figure | None":
     rows = {arm: [r for report in each for r in report["rows"]] for arm, each in reports.items()}
     rows = {arm: each for arm, each in rows.items() if each}
     if not rows:
@@ -100,7 +90,7 @@ def _decomposition(reports: Reports) -> "Figure | None":
     return figure
 
 
-def _layers(reports: Reports) -> "Figure | None":
+def _layers(reports: Results) -> "Figure | None":
     """Bits by layer and label."""
     bits: dict[str, dict[tuple[str, str], list[float]]] = {}
     null: dict[tuple[str, str], list[float]] = {}
@@ -124,7 +114,7 @@ def _layers(reports: Reports) -> "Figure | None":
     return figure
 
 
-SWAP = ProbeFigure(
+SWAP = Picture(
     "swap",
     "Companion swap: change of a RoI's classification loss when its companions in the batch are "
     "those of other images (bars: mean and 95% interval; dots: seeds; diamonds: other RoIs of its "
@@ -132,16 +122,16 @@ SWAP = ProbeFigure(
     "companions; label leakage and image dependence tell by what.",
     _swap,
 )
-FLIPS = ProbeFigure(
+FLIPS = Picture(
     "flips", "RoIs whose prediction flips when their companions are swapped.", draw_flips
 )
-LAYERS = ProbeFigure(
+LAYERS = Picture(
     "layers",
     "What a linear classifier reads about an image from the batch statistics of each BN layer, "
     "beyond what it reads from permuted labels (whose spread the lines show).",
     _layers,
 )
-DECOMPOSITION = ProbeFigure(
+DECOMPOSITION = Picture(
     "decomposition",
     "Loss on sampled RoIs: training against validation data is the generalization gap, mini-batch "
     "against population statistics the train-test inconsistency, moving average against precise "

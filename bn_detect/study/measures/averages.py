@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from ...layers import RoIBatchNorm2d
 from ...population.undisturbed import kept_buffers
 from ...reporting.columns import Column, Result
-from ...reporting.drawing import band, panels, style, wrapped
+from ...reporting.drawing import Picture, Results, band, panels, style, wrapped
 from ...reporting.estimates import mean_of
 from .classification import check_classifier, error, followed, in_batches, precise
-from .measure import Measure, Options, Picture, Results
+from .measure import Measure, Options
 from .subject import Images, mapped_images
 
 if TYPE_CHECKING:
@@ -229,9 +229,7 @@ def _look(number: int) -> dict[str, Any]:
     return {"color": "black"} if number == PRECISE else style("", number - 1)
 
 
-def _draw_errors(results: Results) -> "Figure | None":
-    if not results:
-        return None
+def _draw_errors(results: Results) -> "Figure":
     figure, axes = panels(len(results), 4.5, 3.6, sharey=True)
     for axis, (arm, runs) in zip(axes, results.items(), strict=True):
         errors = np.stack([np.array(run["errors"], dtype=float) for run in runs])
@@ -248,10 +246,8 @@ def _draw_errors(results: Results) -> "Figure | None":
     return figure
 
 
-def _draw_means(results: Results) -> "Figure | None":
+def _draw_means(results: Results) -> "Figure":
     """One channel over training, of the first seed."""
-    if not results:
-        return None
     figure, axes = panels(len(results), 4.5, 3.2)
     for axis, (arm, runs) in zip(axes, results.items(), strict=True):
         rows = np.array(runs[0]["means"], dtype=float)

@@ -12,8 +12,8 @@ from detectron2.structures import BoxMode
 from PIL import Image, ImageDraw
 
 from ...reporting.columns import Result
-from ...reporting.drawing import panels
-from .measure import Measure, Options, Picture, Results
+from ...reporting.drawing import Picture, Results, panels
+from .measure import Measure, Options
 from .subject import Subject
 
 if TYPE_CHECKING:
@@ -56,8 +56,8 @@ def _xywh(annotation: dict) -> list[float]:
 
 def _draw(results: Results) -> "Figure | None":
     """Truth at the left of each arm's detections, of its first seed."""
-    shown = {arm: runs[0]["images"] for arm, runs in results.items() if runs}
-    if not shown or not all(os.path.isfile(i["file_name"]) for s in shown.values() for i in s):
+    shown = {arm: runs[0]["images"] for arm, runs in results.items()}
+    if not all(os.path.isfile(i["file_name"]) for s in shown.values() for i in s):
         return None
     figure, axes = panels(len(shown), 5, 2.2 * IMAGES)
     for axis, (arm, images) in zip(axes, shown.items(), strict=True):

@@ -24,8 +24,9 @@ from ...engine.domain_shift import evaluate_on, with_statistics_of
 from ...engine.target_images import check_num_images
 from ...population.bn_layers import select_bn_layers
 from ...reporting.columns import Column, Result
+from ...reporting.drawing import Picture
 from .domain_table import ALL, CHECKPOINT, CLEAN, draw, plan, score, tables
-from .measure import Measure, Options, Picture
+from .measure import Measure, Options
 from .subject import Subject
 
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from tabulate import tabulate
 
 from ...reporting.columns import Result
-from ...reporting.drawing import bars, new_figure, style
+from ...reporting.drawing import Results, bars, new_figure, style
 from ...reporting.estimates import Estimate, mean_of
-from .measure import Options, Results
+from .measure import Options
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -101,14 +101,11 @@ class Table:
         first = next(value for key, value in runs[0].items() if " under " in key)
         self.metric, _, self.more_is_better = score(first)
 
-    def values(self, data: str, statistics: str, images: str | None = None) -> dict[int, float]:
-        """Map the place of each run to a cell's value."""
+    def estimate(self, data: str, statistics: str, images: str | None = None) -> Estimate:
+        """Estimate a cell over the runs; None for `images`: from the most."""
         number = "0" if statistics == CHECKPOINT else images or self.numbers[-1]
         key = Cell(data, statistics, number).key
-        return {i: score(run[key])[1] for i, run in enumerate(self._runs)}
-
-    def estimate(self, data: str, statistics: str, images: str | None = None) -> Estimate:
-        return mean_of(list(self.values(data, statistics, images).values()))
+        return mean_of([score(run[key])[1] for run in self._runs])
 
     def means(self, severity: int) -> str:
         """Say what the corruptions cost on average; "" without any.
@@ -171,10 +168,8 @@ def tables(results: Results) -> str:
     return "\n\n".join(text)
 
 
-def draw(results: Results) -> "Figure | None":
+def draw(results: Results) -> "Figure":
     """All data x all statistics, and each data under its own over images, of the first arm."""
-    if not results:
-        return None
     table = Table(next(iter(results.values())))
     severities = table.options["severities"]
     height = 1.8 + 0.45 * len(domains(table.options, severities[0]))

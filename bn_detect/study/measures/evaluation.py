@@ -7,8 +7,8 @@ from ...configuration.model import kinds_of
 from ...engine.evaluation import evaluate_under
 from ...layers.statistics import STATISTICS
 from ...reporting.columns import Column, Result
-from ...reporting.drawing import bars
-from .measure import Measure, Options, Picture, Results
+from ...reporting.drawing import Picture, Results, bars
+from .measure import Measure, Options
 from .subject import Subject
 
 if TYPE_CHECKING:

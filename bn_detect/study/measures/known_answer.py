@@ -13,7 +13,8 @@ from torch import nn
 
 from ...probes.swaps.verdicts import QUESTIONS, answers, phrase
 from ...reporting.columns import Column, Result
-from .measure import Measure, Options, Results
+from ...reporting.drawing import Results
+from .measure import Measure, Options
 from .subject import Subject
 
 THINGS = [question.thing for question in QUESTIONS]

@@ -2,32 +2,20 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from torch import nn
 
 from ...reporting.columns import Column, Result
+from ...reporting.drawing import Picture, Results
 from .subject import Subject
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 Options = Mapping[str, Any]
-Results = Mapping[str, list[Result]]  # arm -> what the runs of its seeds gave, in the arms' order
 # Parts of a result, kept on disk as they come. The third argument holds those of an earlier try.
 Take = Callable[[Subject, Options, Result], Iterator[dict[str, Any]]]
 Check = Callable[[CfgNode, nn.Module, Options], None]
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure of a measure: its file name, its caption, and how it is drawn (None: nothing to)."""
-
-    name: str
-    caption: str
-    draw: Callable[[Results], "Figure | None"]
 
 
 @dataclass(frozen=True)

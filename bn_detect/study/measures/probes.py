@@ -16,7 +16,7 @@ from ...engine.trainer import BNTrainer
 from ...probes.adapters import find_head
 from ...probes.registry import PROBES, Probe
 from ...reporting.columns import Result
-from .measure import Measure, Options, Picture, Take
+from .measure import Measure, Options, Take
 from .subject import Subject
 
 AP_IMAGES = 500  # of the training set
@@ -26,12 +26,10 @@ Arguments = dict[str, Callable[[Subject], Any]]
 
 def _take(name: str, probe: Probe) -> Take:
     def take(subject: Subject, options: Options, kept: Result) -> Iterator[dict[str, Any]]:
-        if probe.splits == ("TEST",):
-            loaders: Any = subject.loader()
-        else:
-            loaders = {split: subject.loader(key) for split, key in _SPLITS.items()}
+        by_split = {n: subject.loader(key) for n, key in _SPLITS.items() if key in probe.splits}
+        loaders: Any = by_split if len(by_split) > 1 else by_split["val"]
         more = {key: _ARGUMENTS[key](subject) for key in probe.arguments}
-        batches = subject.batches(probe.images, probe.splits)
+        batches = subject.batches(probe.images, *by_split.values())
         report = probe.function(
             subject.model, loaders, batches, partition=subject.partition, **more
         )
@@ -90,7 +88,7 @@ MEASURES = {
     name: Measure(
         _take(name, probe),
         columns=probe.columns,
-        figures=tuple(Picture(f.name, f.caption, f.draw) for f in probe.figures),
+        figures=probe.figures,
         check=_check,
         reads=probe.splits,
         first=probe.first,

@@ -13,10 +13,10 @@ from detectron2.engine import HookBase
 
 from ...engine.same_class_sampler import SameClassSampler
 from ...reporting.columns import Column, Result
-from ...reporting.drawing import band, new_figure, style
+from ...reporting.drawing import Picture, Results, band, new_figure, style
 from ...reporting.estimates import mean_of
 from .classification import ONE_BATCH, check_classifier, error, followed, in_batches, precise
-from .measure import Measure, Options, Picture, Results
+from .measure import Measure, Options
 from .subject import Images, mapped_images
 
 if TYPE_CHECKING:
@@ -75,9 +75,7 @@ def _last(column: int, result: Result) -> float | None:
     return result["errors"][-1][column] if result.get("errors") else None
 
 
-def _draw(results: Results) -> "Figure | None":
-    if not results:
-        return None
+def _draw(results: Results) -> "Figure":
     figure = new_figure(4.5 * len(ERRORS), 3.6)
     axes = figure.subplots(1, len(ERRORS), sharey=True, squeeze=False)[0]
     for axis, (column, title) in zip(axes, ERRORS.items(), strict=True):

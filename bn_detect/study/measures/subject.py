@@ -1,5 +1,6 @@
 """The subject of measures: a run's config and model, with its images at hand."""
 
+from collections.abc import Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,17 +43,16 @@ class Subject:
             self._images[name] = mapped_images(self.cfg, name)
         return self._images[name]
 
-    def loader(self, split: str = "TEST") -> DataLoader[Any]:
+    def loader(self, split: str = "TEST", seed: int = 0) -> DataLoader[Any]:
         """Batches of as many images as all workers have, of the split's first dataset."""
         name = self.cfg.DATASETS[split][0]
         mapper = build_probe_mapper(self.cfg)
         images = self.cfg.SOLVER.IMS_PER_BATCH
-        return probes.probe_loader(self.cfg, name, images, mapper=mapper)
+        return probes.probe_loader(self.cfg, name, images, mapper=mapper, seed=seed)
 
-    def batches(self, images: int, splits: tuple[str, ...] = ("TEST",)) -> int:
-        """Return how many batches hold so many images, or the number of all batches."""
-        available = min(len(self.loader(split)) for split in splits)
-        return min(available, -(-images // self.cfg.SOLVER.IMS_PER_BATCH))
+    def batches(self, images: int, *loaders: Sized) -> int:
+        """Return how many batches hold so many images, or how many all of these loaders have."""
+        return min(-(-images // self.cfg.SOLVER.IMS_PER_BATCH), *map(len, loaders))
 
     @property
     def classes(self) -> list[str]:

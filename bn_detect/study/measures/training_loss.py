@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ...reporting.columns import Column, Result, at
-from ...reporting.drawing import new_figure, style
-from .measure import Measure, Options, Picture, Results
+from ...reporting.drawing import Picture, Results, new_figure, style
+from .measure import Measure, Options
 from .metrics import read_metrics, training_curves, training_summary
 from .subject import Subject
 

@@ -174,4 +174,3 @@ def test_picture(task, numbers):
     cells = {cell.key: {task[0]: {task[1]: 50.0}} for cell in plan(options)}
     figure = MEASURE.figures[0].draw({"arm": [{"options": options, **cells}]})
     assert len(figure.axes) == 4
-    assert MEASURE.figures[0].draw({}) is None
