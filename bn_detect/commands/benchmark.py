@@ -1,7 +1,6 @@
 """`bn-detect benchmark WHAT`: measure, and print a table."""
 
 import argparse
-import sys
 from pathlib import Path
 
 from ..benchmarks import gpu, head, kernels, layer, overhead, precise_bn, scaling, traffic, train
@@ -23,7 +22,7 @@ SUBCOMMANDS = {
 }
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str]) -> int:
     """Run the command and return its exit code; see `run_command`."""
     examples = ["layer --json layer.json", "precise-bn --help"]
     parser = command_parser("benchmark", "Measure, and print a table.", examples)
@@ -47,7 +46,3 @@ def main(arguments: list[str] | None = None) -> int:
             write_json(args.json, result)
 
     return run_command(lambda: args.output.mkdir(parents=True, exist_ok=True), measure)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -180,11 +180,7 @@ def _add_options(command: argparse.ArgumentParser, kind: str, row: Dataset) -> N
     add("--force", action="store_true", help="rebuild what was made before")
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str]) -> int:
     """Run the command and return its exit code; see `run_command`."""
     args = argument_parser().parse_args(arguments)
     return run_command(lambda: args, args.run)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,7 +1,6 @@
 """`bn-detect demo`: two studies, real images under two normalization batches and leaky shapes."""
 
 import argparse
-import sys
 from pathlib import Path
 
 from . import study
@@ -26,7 +25,7 @@ def argument_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str]) -> int:
     """Run the studies one after the other; return the exit code of the first that fails."""
     args = argument_parser().parse_args(arguments)
     more = ["--options", *args.options] if args.options else []
@@ -36,7 +35,3 @@ def main(arguments: list[str] | None = None) -> int:
             if code := study.main([*words, *more]):
                 return code
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -3,7 +3,6 @@
 import argparse
 import shlex
 import shutil
-import sys
 from pathlib import Path
 
 from detectron2.data import DatasetCatalog
@@ -14,7 +13,7 @@ from ..data import CORRUPTIONS, check_datasets, register_derived
 from ..data.checks.check import check_registered
 from ..runtime.checkpoint_file import add_trust_option
 from ..runtime.errors import RunFailed
-from ..runtime.files import write_atomically
+from ..runtime.files import write_text
 from ..runtime.folder_lock import sole_user
 from ..study.execution.pool import check_started_once
 from ..study.folders import check_folders
@@ -75,14 +74,13 @@ def argument_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Parse `sys.argv`, or `arguments`; KEY VALUE pairs start at the first word like a key."""
-    words = sys.argv[1:] if arguments is None else arguments
-    pairs = zip(["", *words], words, strict=False)  # of a word and the next
+def parse_arguments(arguments: list[str]) -> argparse.Namespace:
+    """Parse the arguments; KEY VALUE pairs start at the first word like a key."""
+    pairs = zip(["", *arguments], arguments, strict=False)  # of a word and the next
     keys = (i for i, (before, word) in enumerate(pairs) if is_config_key(before, word))
-    start = next(keys, len(words))
-    args = argument_parser().parse_args(words[:start])
-    args.opts = [part for word in words[start:] for part in in_two(word)]
+    start = next(keys, len(arguments))
+    args = argument_parser().parse_args(arguments[:start])
+    args.opts = [part for word in arguments[start:] for part in in_two(word)]
     return args
 
 
@@ -97,8 +95,12 @@ def check(args: argparse.Namespace) -> Planned:
     cfg = read_config(args)
     if not Path(args.weights).is_file():
         raise ValueError(f"--weights {args.weights}: no such file")
-    if args.images_of:
-        _check_name(args.images_of)
+    if args.images_of:  # before a model is built
+        try:
+            register_derived([args.images_of])
+            check_registered(args.images_of)
+        except ValueError as error:
+            raise ValueError(f"--images-of {args.images_of}: {error}") from error
     options = {
         "corruptions": list(dict.fromkeys(args.corruptions)),
         "severities": [args.severity],
@@ -126,18 +128,9 @@ def check(args: argparse.Namespace) -> Planned:
     return planned
 
 
-def _check_name(images_of: str) -> None:
-    """Find a dataset of --images-of that is not there, before a model is built."""
-    try:
-        register_derived([images_of])
-        check_registered(images_of)
-    except ValueError as error:
-        raise ValueError(f"--images-of {images_of}: {error}") from error
-
-
 def _study(args: argparse.Namespace, options: dict) -> Study:
     # A PreciseBN pass when the checkpoint is loaded would replace the statistics it holds.
-    keys = {**dict(zip(args.opts[::2], args.opts[1::2], strict=True))}
+    keys = dict(zip(args.opts[::2], args.opts[1::2], strict=True))
     return Study(
         file="domain-shift",
         name="Domain shift",
@@ -169,20 +162,15 @@ def work(planned: Planned, args: argparse.Namespace, command: str) -> None:
     if not run.measured:
         raise RunFailed(str(run.status().get("error")))
     text = tables(Findings(results).by_arm("domain_shift"))
-    write_atomically(output / "domain_shift.md", lambda file: file.write(f"{text}\n".encode()))
+    write_text(output / "domain_shift.md", f"{text}\n")
     write_report(results, output)
     shutil.copy(output / "figures" / "domain_shift.png", output / "domain_shift.png")
     print(f"{text}\n\nWritten to {output}")
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str]) -> int:
     """Run the command and return its exit code; see `run_command`."""
     args = parse_arguments(arguments)
-    words = sys.argv[1:] if arguments is None else arguments
-    command = shlex.join(["bn-detect", "domain-shift", *words])
+    command = shlex.join(["bn-detect", "domain-shift", *arguments])
     go_on = "the same command goes on from there"
     return run_command(lambda: check(args), lambda plan: work(plan, args, command), go_on=go_on)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -36,7 +36,6 @@ def main(arguments: list[str] | None = None) -> int:
         known = ", ".join(SUBCOMMANDS)
         print(f"error: {name!r} is no subcommand; there are {known}{hint}", file=sys.stderr)
         return 2
-    sys.argv[0] = f"bn-detect {name}"  # which the usage of the subcommand begins with
     try:
         with waiting("Loading PyTorch and Detectron2 ..."):  # which takes seconds
             module = importlib.import_module(f"bn_detect.commands.{SUBCOMMANDS[name][0]}")
@@ -78,7 +77,3 @@ def usage() -> str:
             "bn-detect SUBCOMMAND --help tells its options.",
         ]
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,6 @@ from .parser import command_parser
 from .run import run_command
 
 TIMEOUT = timedelta(minutes=30)
-BUFFERS = ("running_mean", "running_var")
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -177,9 +175,8 @@ def check(args: argparse.Namespace) -> CfgNode:
 
 def work(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Do one worker's part; with --evaluate, which writes into OUTPUT_DIR, alone in that folder."""
-    with contextlib.ExitStack() as stack:
-        if args.evaluate and comm.is_main_process():
-            stack.enter_context(sole_user(cfg.OUTPUT_DIR, "OUTPUT_DIR"))
+    writes = args.evaluate and comm.is_main_process()
+    with sole_user(cfg.OUTPUT_DIR, "OUTPUT_DIR") if writes else contextlib.nullcontext():
         _rewrite(cfg, args)
 
 
@@ -197,7 +194,7 @@ def _rewrite(cfg: CfgNode, args: argparse.Namespace) -> None:
     precise_bn(cfg, model)
     if comm.is_main_process():
         for name, layer in select_bn_layers(model, cfg.TEST.PRECISE_BN.MODULES or None).items():
-            for part in BUFFERS:
+            for part in ("running_mean", "running_var"):
                 key = f"{name}.{part}"
                 state[key] = getattr(layer, part).to("cpu", state[key].dtype)
         output = args.weights if args.in_place else args.output
@@ -212,7 +209,7 @@ def _rewrite(cfg: CfgNode, args: argparse.Namespace) -> None:
             print(evaluation_table(results))
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str]) -> int:
     """Run the command and return its exit code; see `run_command`."""
     args = argument_parser().parse_args(arguments)
     return run_command(
@@ -220,7 +217,3 @@ def main(arguments: list[str] | None = None) -> int:
         lambda cfg: launch(work, args.num_gpus, timeout=TIMEOUT, args=(cfg, args)),
         go_on="" if args.evaluate else "nothing was written",  # it evaluates what it wrote
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -282,15 +282,10 @@ def run_missing(plans: Sequence[Planned], args: argparse.Namespace, command: str
             run_here(left, args.jobs, watch)
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str]) -> int:
     """Run the command; return its exit code, 1 for failed runs."""
     args = argument_parser().parse_args(arguments)
-    words = sys.argv[1:] if arguments is None else arguments
-    command = shlex.join(["bn-detect", "study", *words])
+    command = shlex.join(["bn-detect", "study", *arguments])
     return run_command(
         lambda: check(args), lambda plans: work(plans, args, command), go_on=f"to go on: {command}"
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

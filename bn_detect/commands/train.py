@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import logging
 import re
-import sys
 from datetime import timedelta
 from pathlib import Path
 
@@ -29,7 +28,7 @@ from ..engine.evaluation import evaluate_under, evaluation_table, precise_bn
 from ..engine.trainer import BNTrainer
 from ..runtime.checkpoint_file import add_trust_option
 from ..runtime.checkpointer import AtomicCheckpointer
-from ..runtime.files import write_atomically, write_json
+from ..runtime.files import write_json, write_text
 from ..runtime.folder_lock import sole_user
 from ..runtime.launch import expected_world_size, launch, share_cores
 from .parser import command_parser
@@ -80,9 +79,7 @@ def argument_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Parse `arguments`, by default those of the process."""
-    words = sys.argv[1:] if arguments is None else arguments
+def parse_arguments(words: list[str]) -> argparse.Namespace:
     if "--eval-stats" in words:
         # Joined, because argparse would take the KEY VALUE pairs for more of it.
         start = end = words.index("--eval-stats") + 1
@@ -159,7 +156,7 @@ def set_up(cfg: CfgNode, args: argparse.Namespace) -> None:
     logger.info("Environment:\n%s", collect_env_info())
     logger.info("Command line: %s\nConfig:\n%s", args, text)
     if comm.is_main_process() and not (args.eval_only and path.exists()):
-        write_atomically(path, lambda file: file.write(text.encode()))
+        write_text(path, text)
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank)
     if not args.eval_only:
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
@@ -197,7 +194,7 @@ def evaluate(cfg: CfgNode, args: argparse.Namespace) -> dict:
     return results
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str]) -> int:
     """Run the command and return its exit code; see `run_command`."""
     args = parse_arguments(arguments)
 
@@ -219,7 +216,3 @@ def main(arguments: list[str] | None = None) -> int:
 
     go_on = "" if args.eval_only else "go on from the last checkpoint with --resume"
     return run_command(checked, start, go_on=go_on)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

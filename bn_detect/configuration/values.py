@@ -1,6 +1,6 @@
 """Find values that no key can have: of another kind than its default, not finite, out of range."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -97,13 +97,13 @@ def _leaves(value: Any) -> Iterator[Any]:
         yield value
 
 
-def flat_keys(cfg: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield every dotted key of a config, after `prefix`, with its value."""
-    for key, value in cfg.items():
-        if isinstance(value, CfgNode):
+def flat_keys(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every dotted key of a config or nested mappings, after `prefix`, with its value."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
             yield from flat_keys(value, f"{prefix}{key}.")
         else:
-            yield prefix + key, value
+            yield f"{prefix}{key}", value
 
 
 def value_of(cfg: CfgNode, key: str) -> Any:

@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..runtime.files import write_atomically
+from ..runtime.files import write_text
 from .figures import copy_figures, draw_figures
 from .report import own_tables
 from .results import Findings
@@ -27,7 +27,7 @@ def write_document(path: Path, title: str, studies: Mapping[Path, dict]) -> None
         copied = copy_figures(figures, path.parent / IMAGES, Path(findings.study["file"]).stem)
         text += [f"![{caption}]({IMAGES}/{name})" for caption, name in copied.items()]
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda file: file.write(("\n\n".join(text) + "\n").encode()))
+    write_text(path, "\n\n".join(text) + "\n")
 
 
 def _section(findings: Findings) -> list[str]:

@@ -5,34 +5,31 @@ import fcntl
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import detectron2
 import yaml
-from detectron2.config import get_cfg
 
-from ..configuration.keys import add_bn_detect_config
-from ..runtime.files import OTHER_OUTPUT, read_json, write_atomically, write_json
+from ..configuration.keys import default_config
+from ..configuration.values import flat_keys
+from ..runtime.files import OTHER_OUTPUT, read_json, write_json, write_text
 from ..runtime.folder_lock import open_lock
 from .measures.registry import MEASURES
-
-if TYPE_CHECKING:
-    from .runs import Run
+from .runs import Run
 
 # Where and how fast a run is done; its results are the same.
 _OF_THE_MACHINE = ("MODEL.DEVICE", "DATALOADER.NUM_WORKERS")
 _NUMBERS = ("seed", "iterations", "train_seconds", "measure_seconds")  # of measurements.json
-
-
 OR_FORCE = f"{OTHER_OUTPUT}, or --force to run it anew"
 
 
-def check_folders(runs: Sequence["Run"], remedy: str = OTHER_OUTPUT) -> None:
+def check_folders(runs: Sequence[Run], remedy: str = OTHER_OUTPUT) -> None:
     """Raise ValueError where a folder holds a run with other settings, or something else.
 
     Args:
         remedy: what the command that asks can do about it, for the end of the message.
     """
-    defaults = _defaults()
+    defaults = dict(flat_keys(yaml.safe_load(default_config().dump())))
     for run in runs:
         before = read_json(run.folder / "run.json", remedy)
         if not before:
@@ -42,9 +39,9 @@ def check_folders(runs: Sequence["Run"], remedy: str = OTHER_OUTPUT) -> None:
         measured = run.measurements()
         if measured and not _are_measurements(measured, run):
             raise ValueError(f"{run.folder / 'measurements.json'} holds something else; {remedy}")
-        old = _flat({key: before.get(key) for key in run.identity()})
-        old |= _flat(_settings(run, remedy))
-        new = _flat(run.identity()) | _flat(yaml.safe_load(run.settings))
+        same = run.identity()
+        old = dict(flat_keys({key: before.get(key) for key in same} | _settings(run, remedy)))
+        new = dict(flat_keys(same | yaml.safe_load(run.settings)))
         for name, options in measured.get("started", {}).items():
             measure = MEASURES.get(name)
             if (
@@ -68,7 +65,7 @@ def check_folders(runs: Sequence["Run"], remedy: str = OTHER_OUTPUT) -> None:
             )
 
 
-def _are_measurements(content: dict[str, Any], run: "Run") -> bool:
+def _are_measurements(content: dict[str, Any], run: Run) -> bool:
     """Return whether `content` is of the form that `Measurements` writes, and of this run."""
     if not all(isinstance(content.get(key), int | float) for key in _NUMBERS):
         return False
@@ -79,7 +76,7 @@ def _are_measurements(content: dict[str, Any], run: "Run") -> bool:
     return content.get("arm") == run.arm and all(isinstance(value, dict) for value in options)
 
 
-def _settings(run: "Run", remedy: str) -> dict[str, Any]:
+def _settings(run: Run, remedy: str) -> dict[str, Any]:
     path = run.folder / "settings.yaml"
     try:
         kept = yaml.safe_load(path.read_text())
@@ -91,40 +88,21 @@ def _settings(run: "Run", remedy: str) -> dict[str, Any]:
     return kept
 
 
-def _made_with(run: "Run", unknown: set[str]) -> str:
+def _made_with(run: Run, unknown: set[str]) -> str:
     """Name the versions, where the run knows keys that are not known here."""
     versions = read_json(run.folder / "versions.json")
     first = next(iter(versions.values()), None)
     made = first.get("detectron2") if isinstance(first, dict) else None
     if not unknown or made is None:
         return ""
-    import detectron2
-
     return f"; it was made with Detectron2 {made}, and here is {detectron2.__version__}"
 
 
-def _defaults() -> dict[str, Any]:
-    cfg = get_cfg()
-    add_bn_detect_config(cfg)
-    return _flat(yaml.safe_load(cfg.dump()))
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Return the leaves of nested mappings by dotted key."""
-    if not isinstance(tree, dict):
-        return {prefix[:-1]: tree}
-    return {
-        name: leaf
-        for key, value in tree.items()
-        for name, leaf in _flat(value, f"{prefix}{key}.").items()
-    }
-
-
-def prepare_folders(runs: Sequence["Run"]) -> None:
+def prepare_folders(runs: Sequence[Run]) -> None:
     """Make the folders that are not there yet, so that each says by itself what is to be done."""
     for run in runs:
         run.folder.mkdir(parents=True, exist_ok=True)
-        _write(run.folder / "settings.yaml", run.settings)
+        write_text(run.folder / "settings.yaml", run.settings)
         more: dict[str, Any] = {"processes": run.processes, "measure": run.measure}
         more |= {"imports": run.imports, "trust": run.trust, "train_options": run.train_options}
         write_json(run.folder / "run.json", run.identity() | more)
@@ -132,11 +110,7 @@ def prepare_folders(runs: Sequence["Run"]) -> None:
             run.set_status("waiting")
 
 
-def _write(path: Path, text: str) -> None:
-    write_atomically(path, lambda file: file.write(text.encode()))
-
-
-def forget(runs: Sequence["Run"]) -> None:
+def forget(runs: Sequence[Run]) -> None:
     """Delete what the runs have done.
 
     Raises:

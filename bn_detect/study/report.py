@@ -8,7 +8,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from ..runtime.files import write_atomically
+from ..runtime.files import write_text
 from .figures import draw_figures
 from .measures.registry import MEASURES
 from .results import Findings
@@ -27,8 +27,8 @@ def write_report(results: dict, folder: Path) -> Path:
     """
     findings = Findings(results)
     figures = draw_figures(findings, folder / "figures")
-    _write(folder / "table.md", f"{table(findings)}\n")
-    _write(folder / "report.html", _render(findings, figures))
+    write_text(folder / "table.md", f"{table(findings)}\n")
+    write_text(folder / "report.html", _render(findings, figures))
     return folder / "report.html"
 
 
@@ -150,7 +150,3 @@ def _row(row: list[str], tag: str) -> Markup:
 
 def _data_url(picture: Path) -> str:
     return f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"
-
-
-def _write(path: Path, text: str) -> None:
-    write_atomically(path, lambda file: file.write(text.encode()))

@@ -26,15 +26,13 @@ def collect(study: Study, runs: Sequence[Run], output: Path, command: str) -> di
         arm.name: {"runs": [], "failed": [], "reference": arm.reference} for arm in study.arms
     }
     for run in runs:
-        status, failed = run.status(), False
-        if not run.measured:
-            failed = status.get("state") == "failed"
-            if not failed:
-                continue
+        measured, status = run.measured, run.status()  # first: more may be measured meanwhile
+        failed = not measured and status.get("state") == "failed"
+        if failed:
             failure = {"seed": run.seed, "error": status.get("error"), "log": status.get("log")}
             arms[run.arm]["failed"].append(failure)
         measurements = run.measurements()
-        if not failed or measurements.get("measured"):
+        if measured or (failed and measurements.get("measured")):
             arms[run.arm]["runs"].append(measurements)
     results = {
         "schema": SCHEMA,

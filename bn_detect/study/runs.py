@@ -12,7 +12,7 @@ from ..engine.trainer import BNTrainer
 from ..runtime.files import read_json, write_json
 from .measures.metrics import latest
 from .measures.registry import MEASURES
-from .plan import Options, Study
+from .plan import Arm, Options, Study
 from .settings import arm_config
 
 CHECKPOINT = "model_final.pth"
@@ -132,27 +132,31 @@ def plan_runs(
         arm.name: arm_config(study, arm, here=here, weights=weights, trust=trust)
         for arm in study.arms
     }
-    given = "" if study.train or weights is None else _absolute(weights)
+    given = "" if study.train or weights is None else weights
+    if given and "://" not in given:
+        given = str(Path(given).resolve())
     fingerprint = _fingerprint(given)
 
-    def run(arm_name: str, seed: int) -> Run:
-        arm, cfg = study.arm(arm_name), configs[arm_name].clone()
+    def folder(arm: Arm, seed: int) -> Path:
+        return output / "runs" / arm.slug / f"seed_{seed}"
+
+    def run(arm: Arm, seed: int) -> Run:
+        cfg = configs[arm.name].clone()
         cfg.defrost()
         cfg.SEED, cfg.OUTPUT_DIR = seed, "."
         trains = study.train and arm.inference_of is None
         measure = study.measures_of(arm)
+        scaled = BNTrainer.auto_scale_workers(cfg, study.workers) if trains else None
         made_by = study.arm(arm.inference_of) if arm.inference_of else arm
-        own = _folder(output, made_by.slug, seed).resolve() / CHECKPOINT
+        own = folder(made_by, seed).resolve() / CHECKPOINT
         start = ""
         if arm.starts_from:
-            parent = _folder(output, study.arm(arm.starts_from.arm).slug, seed).resolve()
+            parent = folder(study.arm(arm.starts_from.arm), seed).resolve()
             start = str(parent / f"model_{arm.starts_from.iteration - 1:07d}.pth")
-        # What is measured afterwards need not be evaluated at the end of training as well.
-        again = cfg.TEST.EVAL_PERIOD == 0
         return Run(
             arm=arm.name,
             seed=seed,
-            folder=_folder(output, arm.slug, seed),
+            folder=folder(arm, seed),
             settings=cfg.dump(),
             weights=str(own) if study.train else given,
             trains=trains,
@@ -161,8 +165,9 @@ def plan_runs(
             processes=study.workers if study.train else processes or 1,
             measure=measure,
             imports=study.imports,
-            iterations=_iterations(cfg, study.workers) if trains else 0,
-            train_options=("DATASETS.TEST", "()") if again else (),
+            iterations=scaled.SOLVER.MAX_ITER if scaled else 0,
+            # What is measured afterwards need not be evaluated at the end of training as well.
+            train_options=("DATASETS.TEST", "()") if cfg.TEST.EVAL_PERIOD == 0 else (),
             on_gpu=cfg.MODEL.DEVICE != "cpu",
             datasets=_datasets(study, arm.name, cfg, trains, measure),
             trust=trust,
@@ -170,19 +175,11 @@ def plan_runs(
         )
 
     return [
-        [run(name, seed) for name in (arm.name, *_users(study, arm.name))]
+        [run(each, seed) for each in (arm, *(a for a in study.arms if a.parent == arm.name))]
         for seed in range(1, study.seeds + 1)
         for arm in study.arms
         if arm.parent is None
     ]
-
-
-def _users(study: Study, name: str) -> list[str]:
-    return [arm.name for arm in study.arms if arm.parent == name]
-
-
-def _iterations(cfg: CfgNode, workers: int) -> int:
-    return BNTrainer.auto_scale_workers(cfg, workers).SOLVER.MAX_ITER
 
 
 def _datasets(
@@ -203,14 +200,6 @@ def _datasets(
     return tuple(
         name for split in ("TRAIN", "TEST") if split in reads for name in cfg.DATASETS[split]
     )
-
-
-def _folder(output: Path, slug: str, seed: int) -> Path:
-    return output / "runs" / slug / f"seed_{seed}"
-
-
-def _absolute(weights: str) -> str:
-    return weights if "://" in weights else str(Path(weights).resolve())
 
 
 def _fingerprint(weights: str) -> str:

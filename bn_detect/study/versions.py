@@ -1,5 +1,6 @@
 """The versions of everything that a run was made with."""
 
+import contextlib
 import functools
 import platform
 import subprocess
@@ -16,19 +17,14 @@ PACKAGES = ("bn_detect", "torch", "torchvision", "numpy", "scikit-learn")
 def versions() -> dict[str, str]:
     """Versions of Python and packages, the processor or GPU, and the state of the code in git."""
     found = {"python": platform.python_version(), "detectron2": detectron2.__version__}
-    found |= {name: version for name in PACKAGES if (version := _version(name))}
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
     if torch.cuda.is_available():
         found |= {"cuda": str(torch.version.cuda), "gpu": torch.cuda.get_device_name()}
     else:
         found["processor"] = platform.machine()
     return found | _git()
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _git() -> dict[str, str]:

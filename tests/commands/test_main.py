@@ -23,8 +23,7 @@ def test_a_misspelt_subcommand(capsys):
 
 
 @pytest.mark.parametrize("name", SUBCOMMANDS)
-def test_every_subcommand_has_a_help(name, capsys, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["x"])
+def test_every_subcommand_has_a_help(name, capsys):
     with pytest.raises(SystemExit) as end:
         main([name, "--help"])
     assert end.value.code == 0
@@ -62,7 +61,6 @@ def test_at_a_terminal_it_says_at_once_what_takes_seconds(terminal, monkeypatch,
         return SimpleNamespace(main=lambda words: 7)
 
     monkeypatch.setattr(importlib, "import_module", slow)
-    monkeypatch.setattr(sys, "argv", ["x"])
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
     assert main(["train"]) == 7
     assert before[0].startswith("Loading PyTorch") if terminal else before == [""]

@@ -157,12 +157,16 @@ def test_a_folder_with_other_settings_is_named(killed, capsys, tmp_path):
     assert "MODEL.ROI_BN.VIRTUAL_WORKERS 2, not 1" in printed and "--force" in printed
 
 
-def test_killed_while_measuring_it_measures_what_is_missing(killed, tmp_path, monkeypatch):
-    """A folder as the measuring process leaves it when it is killed after the second evaluation."""
-    folder = tmp_path / "run"
-    folder.mkdir()
+def _trained_alone(killed: Killed, folder: Path) -> Path:
+    """Return a folder of the trained run that nothing has measured."""
     for name in ("run.json", "settings.yaml", "model_final.pth", "metrics.json"):
         os.link(killed.trained / name, folder / name)
+    return folder
+
+
+def test_killed_while_measuring_it_measures_what_is_missing(killed, tmp_path, monkeypatch):
+    """A folder as the measuring process leaves it when it is killed after the second evaluation."""
+    folder = _trained_alone(killed, tmp_path)
     complete = json.loads((killed.trained / "measurements.json").read_text())
     partly = json.loads(json.dumps(complete))
     del partly["measures"]["evaluation"]["precise"], partly["measures"]["companion_swap"]
@@ -244,10 +248,7 @@ def test_a_head_of_detectron2_is_probed_as_it_was_trained(killed, tmp_path):
 
 
 def test_a_failing_measure_does_not_stop_the_others(killed, tmp_path, monkeypatch):
-    folder = tmp_path / "run"
-    folder.mkdir()
-    for name in ("run.json", "settings.yaml", "model_final.pth", "metrics.json"):
-        os.link(killed.trained / name, folder / name)
+    folder = _trained_alone(killed, tmp_path)
 
     def fail(subject, options, kept):
         yield {"part": 1}

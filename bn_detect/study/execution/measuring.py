@@ -50,11 +50,11 @@ class Measurements:
     def _start(self, folder: Path) -> dict[str, Any]:
         iterations = self.run["iterations"]
         seconds = seconds_per_iteration(read_metrics(folder / "metrics.json"))
-        settings = yaml.safe_load((folder / "settings.yaml").read_text())
+        kept = yaml.safe_load((folder / "settings.yaml").read_text())
         return {
             "arm": self.run["arm"],
             "seed": self.run["seed"],
-            "test_stats": settings["MODEL"]["ROI_BN"]["TEST_STATS"],
+            "test_stats": kept["MODEL"]["ROI_BN"]["TEST_STATS"],
             "iterations": iterations,
             "train_seconds": iterations * (seconds or 0.0),
             "measure_seconds": 0.0,
@@ -171,17 +171,21 @@ def _take_one(name: str, subject: Subject, measurements: Measurements) -> None:
     measurements.complete(name)
 
 
+def settings(folder: Path, *options: str) -> CfgNode:
+    """Return the config of a run folder, with these keys and values on top."""
+    words = ["OUTPUT_DIR", str(folder), *options]
+    file = str(folder / "settings.yaml")
+    return read_config(argparse.Namespace(config_file=file, opts=words, made_here=True))
+
+
 def run_config(folder: Path, run: dict[str, Any], processes: int) -> CfgNode:
-    """Return the config of a run folder, for so many processes; not frozen.
+    """Return the config of a run folder, for so many measuring processes; not frozen.
 
     The workers that trained are virtual ones where there are fewer processes.
     """
     for module in run["imports"]:
         importlib.import_module(module)
-    options = ["OUTPUT_DIR", str(folder)]
-    file = str(folder / "settings.yaml")
-    settings = argparse.Namespace(config_file=file, opts=options, made_here=True)
-    cfg = BNTrainer.auto_scale_workers(read_config(settings), run["workers"]).clone()
+    cfg = BNTrainer.auto_scale_workers(settings(folder), run["workers"]).clone()
     cfg.defrost()
     cfg.SOLVER.REFERENCE_WORLD_SIZE = 0
     cfg.MODEL.ROI_BN.VIRTUAL_WORKERS *= run["workers"] // processes

@@ -44,11 +44,7 @@ def find_run(name: str, study: Study, groups: Sequence[Group]) -> Run:
 def run_alone(run: Run) -> int:
     """Do what is missing of a run; return the exit code."""
     with closing(Progress([run])) as progress:
-
-        def watch() -> None:
-            progress.update()
-
-        run_here([[run]], 1, watch)
+        run_here([[run]], 1, progress.update)
     if run.measured:
         print(f"{run.label}: measured in {run.folder}; the study without --only reports")
         return 0

@@ -3,11 +3,9 @@
 The pool imports this module before it forks, so everything that a run needs is imported here.
 """
 
-import argparse
 import importlib
 import shutil
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +17,15 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
 from ...configuration.keys import normalization_batch
-from ...configuration.reading import read_config
 from ...configuration.settings import check_weights
 from ...data import ClassificationMapper, register_derived
 from ...distributed.neighbours import neighbours
 from ...engine.trainer import BNTrainer
-from ...runtime.files import read_json, write_atomically, write_json
+from ...runtime.files import read_json, write_json, write_text
 from ...runtime.launch import launch, share_cores
 from ..measures.registry import MEASURES
-from .measuring import measure  # noqa: F401 - the other step
+from .measuring import TIMEOUT, measure, settings  # noqa: F401 - `measure` is the other step
 
-TIMEOUT = timedelta(minutes=30)
 KEPT_BYTES = 1 << 28  # of images, by one process
 
 
@@ -38,7 +34,7 @@ def train(folder: Path) -> None:
     run = read_json(folder / "run.json")
     if run["start"]:
         _go_on_from(folder / run["start"], folder)
-    check_weights(_config(folder), resume=True)
+    check_weights(settings(folder), resume=True)
     launch(_train, run["workers"], timeout=TIMEOUT, args=(folder,))
 
 
@@ -47,7 +43,7 @@ def _train(folder: Path) -> None:
     run = read_json(folder / "run.json")
     for module in run["imports"]:
         importlib.import_module(module)
-    whole, cfg = _config(folder), _config(folder, *run["train_options"])
+    whole, cfg = settings(folder), settings(folder, *run["train_options"])
     if cfg.MODEL.DEVICE == "cpu":
         share_cores()
     for name in ("detectron2", "bn_detect"):
@@ -56,20 +52,12 @@ def _train(folder: Path) -> None:
     neighbours(ranks, timeout=TIMEOUT)
     register_derived([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
     if comm.is_main_process():
-        text = cfg.dump().encode()
-        write_atomically(folder / "config.yaml", lambda file: file.write(text))
+        write_text(folder / "config.yaml", cfg.dump())
     seed_all_rng(cfg.SEED + comm.get_rank())
     trainer = StudyTrainer(cfg, folder, _follow(whole, run["measure"]))
     trainer.checkpointer.trust = run["trust"]
     trainer.resume_or_load(resume=True)
     trainer.train()
-
-
-def _config(folder: Path, *options: str) -> CfgNode:
-    words = ["OUTPUT_DIR", str(folder), *options]
-    file = str(folder / "settings.yaml")
-    settings = argparse.Namespace(config_file=file, opts=words, made_here=True)
-    return read_config(settings)
 
 
 def _follow(cfg: CfgNode, measures: dict[str, dict[str, Any]]) -> dict[str, HookBase]:
@@ -82,8 +70,7 @@ def _go_on_from(checkpoint: Path, folder: Path) -> None:
     """Put another run's checkpoint where a run that was ended has its own, if it has none."""
     if not (folder / "last_checkpoint").exists():
         shutil.copy(checkpoint, folder / checkpoint.name)
-        name = checkpoint.name.encode()
-        write_atomically(folder / "last_checkpoint", lambda file: file.write(name))
+        write_text(folder / "last_checkpoint", checkpoint.name)
 
 
 class StudyTrainer(BNTrainer):
