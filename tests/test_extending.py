@@ -38,11 +38,8 @@ def run(folder: Path, program: str) -> list[str]:
 
 
 DATASET = """
-from bn_detect.data import check_dataset, register_derived
-from bn_detect.data.datasets.registry import DATASETS, Dataset, register_boxes
-from bn_detect.data import check_dataset_options
+from bn_detect.data import check_dataset, check_dataset_options, register_derived
 from bn_detect.commands.main import main
-from grey import GreyOptions, prepare
 {row}
 assert main(["data", "grey", "--level", "7"]) == 0
 assert main(["data", "grey", "--level", "256"]) == 2
@@ -84,12 +81,12 @@ def test_a_dataset(tmp_path):
 
 
 PROBE = """
-from bn_detect.probes.registry import PROBES, Column, Probe, at
-from confidence_probe import Confidence, confidence
 {row}
 import torch
+from bn_detect.study.measures.probes import measure_of
 from bn_detect.study.measures.registry import MEASURES
 from tests.probes import toy
+MEASURES["confidence"] = measure_of("confidence", PROBES["confidence"])
 images = [toy.image(torch.randn(16, toy.CHANNELS), torch.randint(toy.CLASSES, (toy.OBJECTS,)))
           for _ in range(4)]
 report = confidence(toy.detector(), [images], 1)
@@ -101,8 +98,38 @@ print(column.value({{"share": 0.25}}))
 
 def test_a_probe(tmp_path):
     file, row = blocks("A probe")
-    (tmp_path / "confidence_probe.py").write_text(file)
+    (tmp_path / "confidence.py").write_text(file)
     assert run(tmp_path, PROBE.format(row=row))[-1] == "0.25"
+
+
+MEASURE = """
+from types import SimpleNamespace
+from torch import nn
+from bn_detect.study.measures.registry import MEASURES
+from bn_detect.study.reading import read_study
+study = read_study("study.yaml")
+(arm,) = study.arms
+measure = MEASURES["weight_norm"]
+layer = nn.Linear(1, 1)
+nn.init.constant_(layer.weight, 3.0)
+nn.init.constant_(layer.bias, 4.0)
+(result,) = measure.take(SimpleNamespace(model=layer), {}, {})
+print(*study.measures_of(arm), measure.columns[0].value(result))
+"""
+STUDY = """
+name: "Norms"
+train: false
+imports: ["weight_norm"]
+measure: ["weight_norm"]
+arms: [{name: "one"}]
+"""
+
+
+def test_a_measure(tmp_path):
+    (file,) = blocks("A measure")
+    (tmp_path / "weight_norm.py").write_text(file)
+    (tmp_path / "study.yaml").write_text(STUDY)
+    assert run(tmp_path, MEASURE)[-1] == "weight_norm 5.0"
 
 
 def test_a_study(tmp_path, capsys, monkeypatch):
@@ -117,6 +144,8 @@ def test_a_study(tmp_path, capsys, monkeypatch):
     assert "12 runs" in printed and "two images, silent" in printed
 
 
-@pytest.mark.parametrize("section", ["A normalization batch", "A dataset", "A probe", "A study"])
+@pytest.mark.parametrize(
+    "section", ["A normalization batch", "A dataset", "A probe", "A measure", "A study"]
+)
 def test_every_recipe_has_its_code(section):
     assert blocks(section) or blocks(section, "yaml")

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from tabulate import tabulate
 
+from ..layers import NormalizationBatch
 from .traffic_model import (
     Collective,
     Traffic,
@@ -72,16 +73,16 @@ def _messages(collective: Collective) -> int:
 
 def by_statistics(workers: int, head: Head) -> Traffic:
     """One step of a head, "shuffled" between so many workers, EXCHANGE "statistics"."""
-    return statistics_bytes(workers, workers, head.channels, head.layers)
+    return statistics_bytes(NormalizationBatch("shuffled"), workers, head.channels, head.layers)
 
 
 def as_one_batch(workers: int, head: Head) -> Traffic:
-    """The same under "global"."""
-    return statistics_bytes(workers, 1, head.channels, head.layers, counts=False)
+    """One step of a head under "global"."""
+    return statistics_bytes(NormalizationBatch("global"), workers, head.channels, head.layers)
 
 
 def by_features(workers: int, head: Head) -> Traffic:
-    """The same under "shuffled" with EXCHANGE "features"."""
+    """One step of a head, "shuffled", EXCHANGE "features"."""
     return features_bytes(workers, *head[:3])
 
 

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from ..layers import NormalizationBatch
+
 WIDE = 8  # bytes of a float64 (statistics) and of an int64 (numbers of RoIs)
 
 
@@ -68,19 +70,16 @@ def wire(collectives: Iterable[Collective]) -> float:
 
 
 def statistics_bytes(
-    workers: int, groups: int, channels: int, layers: int, *, counts: bool = True
+    batch: NormalizationBatch, processes: int, channels: int, layers: int
 ) -> Traffic:
-    """A head under "shuffled" with EXCHANGE "statistics", or under "global".
+    """A head whose statistics are reduced, as its normalization batch says (`Batch.cost`).
 
     Args:
-        workers: ranks whose statistics are reduced: all, or SHUFFLE_GROUPS / VIRTUAL_WORKERS.
-        groups: `workers` times VIRTUAL_WORKERS for "shuffled"; 1 for "global".
         channels, layers: of its BN layers.
-        counts: whether the ranks tell their numbers of RoIs first, as "shuffled" does.
     """
-    there = _reduced(workers, WIDE * groups * (2 * channels + 1))  # count, sum, sum of squares
-    back = _reduced(workers, WIDE * groups * 2 * channels)  # sums of dy and dy * (x - mean)
-    return Traffic(_counts(workers) * counts + (there,) * layers, (back,) * layers)
+    ranks, cost = batch.spans(processes), batch.kind.cost(channels, processes)
+    once, there, back = ((_reduced(ranks, WIDE * n),) if n else () for n in cost)
+    return Traffic(once + there * layers, back * layers)
 
 
 def features_bytes(workers: int, rois: int, input_bytes: int, output_bytes: int) -> Traffic:

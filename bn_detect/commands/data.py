@@ -8,9 +8,7 @@ bn-detect data leak-potential blood_cells_train
 """
 
 import argparse
-import importlib
 import sys
-from collections.abc import Sequence
 from dataclasses import fields
 
 from ..data import (
@@ -28,7 +26,8 @@ from ..data.corrupted import corrupted_name
 from ..data.corruptions import SEVERITIES
 from ..data.prepared import default_root
 from ..data.registration import SPLITS
-from .parser import command_parser
+from ..runtime.user_modules import import_modules
+from .parser import add_import_option, command_parser
 from .run import run_command
 
 
@@ -83,21 +82,6 @@ def check(args: argparse.Namespace) -> None:
         raise faults[-1]
 
 
-def import_modules(modules: Sequence[str], option: str = "--import") -> None:
-    """Import the modules that a user names by an option, which register datasets and heads.
-
-    Raises:
-        ValueError: a module cannot be imported.
-    """
-    for module in modules:
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            gone = isinstance(error, ModuleNotFoundError) and module.startswith(str(error.name))
-            advice = "; PYTHONPATH must name the folder in which it is" if gone else ""
-            raise ValueError(f"{option} {module}: {error}{advice}") from error
-
-
 def argument_parser() -> argparse.ArgumentParser:
     """Return the command line, with a subcommand for each kind of dataset that can be made."""
     parser = command_parser(
@@ -143,14 +127,7 @@ def argument_parser() -> argparse.ArgumentParser:
 
 def _add_names(command: argparse.ArgumentParser) -> None:
     command.add_argument("names", nargs="+", metavar="NAME")
-    command.add_argument(
-        "--import",
-        dest="imports",
-        action="append",
-        default=[],
-        metavar="MODULE",
-        help="Python module that registers datasets; may be given several times",
-    )
+    add_import_option(command)
 
 
 def _add_options(command: argparse.ArgumentParser, kind: str, row: Dataset) -> None:

@@ -15,6 +15,7 @@ from ..runtime.checkpoint_file import add_trust_option
 from ..runtime.errors import RunFailed
 from ..runtime.files import write_text
 from ..runtime.folder_lock import sole_user
+from ..runtime.user_modules import import_modules
 from ..study.execution.pool import check_started_once
 from ..study.folders import check_folders
 from ..study.measures.domain_shift import check_images
@@ -23,7 +24,7 @@ from ..study.plan import Arm, Study
 from ..study.report import write_report
 from ..study.results import Findings, collect
 from ..study.runs import plan_runs
-from .parser import command_parser
+from .parser import add_import_option, command_parser
 from .run import run_command
 from .study import Planned, check_output, prepare, run_missing
 from .train import is_config_key
@@ -71,6 +72,7 @@ def argument_parser() -> argparse.ArgumentParser:
     add("--output", type=Path, metavar="FOLDER", help="default: OUTPUT_DIR/domain_shift")
     add("--num-gpus", type=int, default=1, metavar="N", help="workers: GPUs, or processes on CPU")
     add_trust_option(parser)
+    add_import_option(parser)
     return parser
 
 
@@ -92,6 +94,7 @@ def check(args: argparse.Namespace) -> Planned:
             folder with results of another study, another checkpoint or other settings.
     """
     check_started_once(args.num_gpus)
+    import_modules(args.imports)
     cfg = read_config(args)
     if not Path(args.weights).is_file():
         raise ValueError(f"--weights {args.weights}: no such file")
@@ -141,6 +144,7 @@ def _study(args: argparse.Namespace, options: dict) -> Study:
         arms=(Arm(ARM),),
         measure={"domain_shift": options},
         train=False,
+        imports=tuple(args.imports),
     )
 
 

@@ -17,10 +17,6 @@ SUBCOMMANDS = {
     "benchmark": ("benchmark", "measure time, memory and traffic"),
     "demo": ("demo", "train on aerial images under two normalization batches"),
 }
-NEEDS = (
-    "it needs Detectron2: run `make setup` in a clone of bn_detect, or install it as "
-    "https://detectron2.readthedocs.io/tutorials/install.html says"
-)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,10 +37,12 @@ def main(arguments: list[str] | None = None) -> int:
             module = importlib.import_module(f"bn_detect.commands.{SUBCOMMANDS[name][0]}")
         return module.main(rest)
     except ImportError as error:
-        if (error.name or "").partition(".")[0] != "detectron2":
-            raise
-        print(f"error: bn-detect {name}: {NEEDS}", file=sys.stderr)
-        return 2
+        try:
+            import bn_detect.needs_detectron2  # noqa: F401 - it fails if Detectron2 is the cause
+        except ImportError as missing:
+            print(f"error: bn-detect {name}: {missing}", file=sys.stderr)
+            return 2
+        raise error
     except KeyboardInterrupt:  # while it is imported
         print("interrupted by SIGINT", file=sys.stderr)
         return 130

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from typing import NoReturn
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
@@ -15,6 +16,12 @@ class _Help(argparse.RawDescriptionHelpFormatter):
         return argparse.HelpFormatter._fill_text(self, text, width, indent)
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Say it in one line, as every other mistake of the user."""
+        self.exit(2, f"error: {message}; {self.prog} --help lists the options\n")
+
+
 def command_parser(
     name: str, description: str, examples: Sequence[str], *, usage: str = "", note: str = ""
 ) -> argparse.ArgumentParser:
@@ -26,10 +33,22 @@ def command_parser(
         note: a last sentence.
     """
     lines = [f"  bn-detect {name} {example}" for example in examples]
-    return argparse.ArgumentParser(
+    return _Parser(
         prog=f"bn-detect {name}",
         usage=f"%(prog)s {usage}" if usage else None,
         description=description,
         epilog="\n".join(["examples:", *lines, *(["", note] if note else [])]),
         formatter_class=_Help,
+    )
+
+
+def add_import_option(parser: argparse.ArgumentParser) -> None:
+    """Let a user name modules that register datasets, heads or normalization batches."""
+    parser.add_argument(
+        "--import",
+        dest="imports",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="Python module with datasets, heads or batches of yours; may be given several times",
     )

@@ -26,8 +26,9 @@ from ..runtime.errors import CheckpointError
 from ..runtime.files import check_writable
 from ..runtime.folder_lock import sole_user
 from ..runtime.launch import expected_world_size, launch, share_cores
+from ..runtime.user_modules import import_modules
 from ..runtime.weights_file import write_weights
-from .parser import command_parser
+from .parser import add_import_option, command_parser
 from .run import run_command
 
 TIMEOUT = timedelta(minutes=30)
@@ -74,6 +75,7 @@ def argument_parser() -> argparse.ArgumentParser:
     add("--evaluate", action="store_true", help="on DATASETS.TEST, before and after")
     add("--num-gpus", type=int, default=1, metavar="N", help="workers: GPUs, or processes on CPU")
     add_trust_option(parser)
+    add_import_option(parser)
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys")
     return parser
 
@@ -165,6 +167,7 @@ def check(args: argparse.Namespace) -> CfgNode:
         OSError: see `check_files`.
     """
     check_files(args)
+    import_modules(args.imports)
     cfg = configured(args)
     names = [*cfg.DATASETS.TRAIN, *(cfg.DATASETS.TEST if args.evaluate else ())]
     workers = expected_world_size(args.num_gpus)
@@ -181,6 +184,7 @@ def work(cfg: CfgNode, args: argparse.Namespace) -> None:
 
 
 def _rewrite(cfg: CfgNode, args: argparse.Namespace) -> None:
+    import_modules(args.imports)
     setup_logger(distributed_rank=comm.get_rank())
     cfg = BNTrainer.auto_scale_workers(cfg, comm.get_world_size())
     if cfg.MODEL.DEVICE == "cpu":

@@ -11,14 +11,14 @@ from tabulate import tabulate
 from torch import nn
 
 from ..layers import NormalizationBatch
-from ..layers.batches import BATCHES
 from ..probes import SwapReport, companion_swap, own_batch
 from ..probes.adapters import find_head
 from ..probes.registry import PROBES
 from ..probes.swaps.verdicts import QUESTIONS, judged
 from ..runtime.checkpoint_file import add_trust_option
 from ..runtime.files import check_writable, write_json, write_text
-from .parser import command_parser
+from ..runtime.user_modules import import_modules
+from .parser import add_import_option, command_parser
 from .run import run_command
 
 PROBE = PROBES["companion_swap"]
@@ -65,13 +65,15 @@ def argument_parser() -> argparse.ArgumentParser:
     add("--min-size", type=int, metavar="PX", help="with --torchvision, if it was not 800")
     add("--images-per-gpu", type=int, metavar="N", help="with --torchvision (default: 2)")
     add("--num-gpus", type=int, default=1, metavar="N", help="GPUs that trained it (default: 1)")
-    add("--batch", choices=BATCHES, help="the normalization batch (default: as its layers say)")
+    batch = "the normalization batch (default: as its layers say)"
+    add("--batch", metavar="NAME", help=batch)
     images = "images to probe (default: %(default)s)"
     add("--num-images", type=int, default=PROBE.images, metavar="N", help=images)
     add("--seed", type=int, default=0, metavar="N", help="seed of all choices (default: 0)")
     output = "folder of the report (default: %(default)s)"
     add("--output", type=Path, default=Path("output/probe"), metavar="DIR", help=output)
     add_trust_option(parser)
+    add_import_option(parser)
     more = "config keys, or overrides of a LazyConfig"
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help=more)
     return parser
@@ -98,11 +100,18 @@ def check(args: argparse.Namespace) -> Subject:
             kind = "--torchvision" if args.config_file else "--config-file"
             option = "KEY VALUE" if name == "opts" else f"--{name.replace('_', '-')}"
             raise ValueError(f"{option} is for {kind} only; leave it out")
+    import_modules(args.imports)
+    partition = None
+    if args.batch:
+        try:
+            partition = NormalizationBatch(args.batch, virtual_workers=args.num_gpus)
+        except ValueError as error:
+            raise ValueError(f"--{error}") from error
     args.output.mkdir(parents=True, exist_ok=True)
     check_writable(args.output / "probe.json", REPORT_BYTES)
     subject = _detectron2(args) if args.config_file else _torchvision(args)
-    if args.batch:
-        subject.partition = NormalizationBatch(args.batch, virtual_workers=args.num_gpus)
+    if partition:
+        subject.partition = partition
     if subject.batches < 2:
         raise ValueError(
             f"{subject.dataset}, with --num-images {args.num_images}, gives {subject.batches} "
@@ -163,9 +172,16 @@ def _detectron2(args: argparse.Namespace) -> Subject:
     find_head(model)
     subject = OfStudy(cfg, model, args.output, {})
     loader = subject.loader(seed=args.seed)
-    of = (args.config_file, model, loader, subject.batches(args.num_images, loader))
-    images, partition = cfg.SOLVER.IMS_PER_BATCH, subject.partition
-    return Subject(*of, images, partition, name, subject.classes)
+    return Subject(
+        args.config_file,
+        model,
+        loader,
+        subject.batches(args.num_images, loader),
+        cfg.SOLVER.IMS_PER_BATCH,
+        subject.partition,
+        name,
+        subject.classes,
+    )
 
 
 def work(subject: Subject, args: argparse.Namespace, command: str) -> None:

@@ -39,7 +39,6 @@ from ..study.results import Findings, collect
 from ..study.runs import Run, plan_runs
 from ..study.settings import check_arm_classes
 from ..study.summary import terminal_tables, verdicts
-from .data import import_modules
 from .parser import command_parser
 from .run import run_command
 
@@ -116,7 +115,6 @@ def configured(file: str, args: argparse.Namespace) -> Study:
         ValueError: a mistake in the file or on the command line.
     """
     study = read_study(file)
-    import_modules(study.imports, f"{study.file}: imports:")
     changes = {"base": args.config_file, "seeds": args.seeds, "workers": args.num_gpus}
     study = dataclasses.replace(study, **{k: v for k, v in changes.items() if v is not None})
     if args.options:

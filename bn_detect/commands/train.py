@@ -31,7 +31,8 @@ from ..runtime.checkpointer import AtomicCheckpointer
 from ..runtime.files import write_json, write_text
 from ..runtime.folder_lock import sole_user
 from ..runtime.launch import expected_world_size, launch, share_cores
-from .parser import command_parser
+from ..runtime.user_modules import import_modules
+from .parser import add_import_option, command_parser
 from .run import run_command
 
 logger = logging.getLogger(__name__)
@@ -76,6 +77,7 @@ def argument_parser() -> argparse.ArgumentParser:
         f"of {', '.join(EVAL_STATS)}",
     )
     add_trust_option(parser)
+    add_import_option(parser)
     return parser
 
 
@@ -132,6 +134,7 @@ def work(cfg: CfgNode, args: argparse.Namespace) -> None:
     loses anything. An evaluation replaces results.json and the detections in inference*/, and
     leaves the checkpoints and the config.yaml of a training as they are.
     """
+    import_modules(args.imports)
     if cfg.MODEL.DEVICE == "cpu":
         share_cores()
     in_use = sole_user(cfg.OUTPUT_DIR, "OUTPUT_DIR")
@@ -199,6 +202,7 @@ def main(arguments: list[str]) -> int:
     args = parse_arguments(arguments)
 
     def checked() -> CfgNode:
+        import_modules(args.imports)
         cfg = read_config(args)
         check(cfg, args, expected_world_size(args.num_gpus, args.num_machines, args.machine_rank))
         return cfg

@@ -12,6 +12,7 @@ import yaml
 
 from ..configuration.files import find
 from ..runtime.files import as_folder_name
+from ..runtime.user_modules import import_modules
 from .grid import Grid, expanded
 from .measures.registry import DEFAULT, MEASURES
 from .plan import Arm, Chart, Claim, Series, Side, Start, Study, columns_of
@@ -58,6 +59,7 @@ def _study(path: Path, tree: Any) -> Study:
     _kinds("", given, **_KINDS)
     _check_options("", given.get("options", {}))
     given["imports"] = tuple(given.get("imports", ()))
+    import_modules(given["imports"], "imports:")  # they may register measures
     trains = given.get("train", True)
     if "base" in given:
         beside = Path(os.path.normpath(path.parent / given["base"]))

@@ -52,27 +52,24 @@ SETTINGS = {
 def expected(name: str, ranks: int) -> Traffic:
     spans = 2 if "pairs" in name else ranks
     features = ROIS, INPUT_BYTES, OUTPUT_BYTES
-    return {
-        "worker": Traffic((), ()),
-        "images": Traffic((), ()),
-        "shuffled, in a process": Traffic((), ()),
-        "global": statistics_bytes(spans, 1, CHANNELS, LAYERS, counts=False),
-        "shuffled": statistics_bytes(spans, spans, CHANNELS, LAYERS),
-        "shuffled, virtual workers": statistics_bytes(spans, 3 * spans, CHANNELS, LAYERS),
-        "shuffled, pairs": statistics_bytes(spans, spans, CHANNELS, LAYERS),
-        "shuffled, features": features_bytes(spans, *features),
-        "shuffled, features, pairs": features_bytes(spans, *features),
-        "all-gather": all_gather_bytes(spans, *features),
-    }[name]
+    if name == "all-gather":
+        return all_gather_bytes(spans, *features)
+    if "features" in name:
+        return features_bytes(spans, *features)
+    return statistics_bytes(batch_of(name), ranks, CHANNELS, LAYERS)
 
 
-def box_head(**settings) -> BNConvFCHead:
+def batch_of(name: str) -> NormalizationBatch:
+    return NormalizationBatch(name.split(",")[0], **SETTINGS[name])
+
+
+def box_head(batch: NormalizationBatch) -> BNConvFCHead:
     return BNConvFCHead(
         ShapeSpec(channels=CHANNELS, height=SIDE, width=SIDE),
         conv_dims=[CHANNELS] * LAYERS,
         fc_dims=[OUTPUTS],
         conv_norm="BN",
-        roi_batch=NormalizationBatch(**settings),
+        roi_batch=batch,
     )
 
 
@@ -87,11 +84,11 @@ def step(forward, x: torch.Tensor) -> Traffic:
 def on_rank(rank: int, world_size: int) -> dict:
     x = torch.randn(ROIS, CHANNELS, SIDE, SIDE, requires_grad=True)
     results = {}
-    for name, settings in SETTINGS.items():
-        head = box_head(batch=name.split(",")[0], **settings)
+    for name in SETTINGS:
+        head = box_head(batch_of(name))
         head.roi_layout.record([2, 2, 2])
         results[name] = step(head, x)
-    head, generator = box_head(), torch.Generator().manual_seed(0)
+    head, generator = box_head(NormalizationBatch()), torch.Generator().manual_seed(0)
     results["all-gather"] = step(
         lambda x: apply_after_all_gather(head, x, generator, default_group()), x
     )
@@ -162,7 +159,8 @@ def test_features_of_two_ranks_half_stay():
 
 
 def test_statistics_grow_with_groups_not_with_rois():
-    small, large = (statistics_bytes(8, groups, 256, 4) for groups in (8, 800))
+    batches = (NormalizationBatch("shuffled", virtual_workers=n) for n in (1, 100))
+    small, large = (statistics_bytes(batch, 8, 256, 4) for batch in batches)
     assert sent(large.backward) == 100 * sent(small.backward) == 100 * 4 * 8 * 8 * 2 * 256
 
 

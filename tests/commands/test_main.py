@@ -34,13 +34,19 @@ def test_every_subcommand_has_a_help(name, capsys):
     assert printed.partition("examples:")[2].count(f"bn-detect {name} ") >= 2
 
 
-def test_without_detectron2(monkeypatch, capsys):
+@pytest.mark.parametrize("cause", ["detectron2", "fvcore"])
+def test_without_detectron2_or_what_it_needs(cause, monkeypatch, capsys):
     def missing(name):
-        raise ModuleNotFoundError("No module named 'detectron2'", name="detectron2.engine")
+        raise ModuleNotFoundError(f"No module named {cause!r}", name=cause)
 
     monkeypatch.setattr(importlib, "import_module", missing)
+    monkeypatch.setitem(sys.modules, "detectron2.modeling", None)  # it cannot be imported
+    monkeypatch.delitem(sys.modules, "bn_detect.needs_detectron2")
     assert main(["train"]) == 2
-    assert "bn-detect train: it needs Detectron2" in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: bn-detect train: this part of bn_detect needs Detectron2")
+    assert "detectron2.modeling" in printed and "make setup" in printed
+    assert printed.count("\n") == 1
 
 
 def test_another_module_that_is_missing_is_a_fault(monkeypatch):
@@ -50,6 +56,16 @@ def test_another_module_that_is_missing_is_a_fault(monkeypatch):
     monkeypatch.setattr(importlib, "import_module", missing)
     with pytest.raises(ModuleNotFoundError):
         main(["train"])
+
+
+@pytest.mark.parametrize("name", SUBCOMMANDS)
+def test_a_mistake_on_the_command_line_is_one_line(name, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([name, "--unknown-option", "x"])
+    assert end.value.code == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ") and printed.count("\n") == 1
+    assert f"bn-detect {name}" in printed and "--help lists the options" in printed
 
 
 @pytest.mark.parametrize("terminal", [True, False])

@@ -5,7 +5,6 @@ repeated. A measure that fails does not keep the others from being taken.
 """
 
 import argparse
-import importlib
 import sys
 import time
 import traceback
@@ -30,6 +29,7 @@ from ...runtime.errors import RunFailed
 from ...runtime.files import read_json, write_json
 from ...runtime.launch import launch, share_cores
 from ...runtime.signals import Interrupted
+from ...runtime.user_modules import import_modules
 from ..measures.metrics import read_metrics, seconds_per_iteration
 from ..measures.registry import MEASURES
 from ..measures.subject import Subject
@@ -183,8 +183,7 @@ def run_config(folder: Path, run: dict[str, Any], processes: int) -> CfgNode:
 
     The workers that trained are virtual ones where there are fewer processes.
     """
-    for module in run["imports"]:
-        importlib.import_module(module)
+    import_modules(run["imports"])
     cfg = BNTrainer.auto_scale_workers(settings(folder), run["workers"]).clone()
     cfg.defrost()
     cfg.SOLVER.REFERENCE_WORLD_SIZE = 0

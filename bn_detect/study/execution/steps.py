@@ -3,7 +3,6 @@
 The pool imports this module before it forks, so everything that a run needs is imported here.
 """
 
-import importlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +22,7 @@ from ...distributed.neighbours import neighbours
 from ...engine.trainer import BNTrainer
 from ...runtime.files import read_json, write_json, write_text
 from ...runtime.launch import launch, share_cores
+from ...runtime.user_modules import import_modules
 from ..measures.registry import MEASURES
 from .measuring import TIMEOUT, measure, settings  # noqa: F401 - `measure` is the other step
 
@@ -41,8 +41,7 @@ def train(folder: Path) -> None:
 def _train(folder: Path) -> None:
     """One worker's part."""
     run = read_json(folder / "run.json")
-    for module in run["imports"]:
-        importlib.import_module(module)
+    import_modules(run["imports"])
     whole, cfg = settings(folder), settings(folder, *run["train_options"])
     if cfg.MODEL.DEVICE == "cpu":
         share_cores()

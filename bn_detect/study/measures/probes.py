@@ -84,8 +84,9 @@ def _check(cfg: CfgNode, model: nn.Module, options: Options) -> None:
     find_head(model)
 
 
-MEASURES = {
-    name: Measure(
+def measure_of(name: str, probe: Probe) -> Measure:
+    """Return the measure that takes a probe."""
+    return Measure(
         _take(name, probe),
         columns=probe.columns,
         figures=probe.figures,
@@ -93,5 +94,6 @@ MEASURES = {
         reads=probe.splits,
         first=probe.first,
     )
-    for name, probe in PROBES.items()
-}
+
+
+MEASURES = {name: measure_of(name, probe) for name, probe in PROBES.items()}
