@@ -1,3 +1,3 @@
-"""Measurements, one module per subcommand of tools/benchmark.py."""
+"""Measurements, one module per subcommand of `bn-detect benchmark`."""
 
 from .. import needs_detectron2  # noqa: F401

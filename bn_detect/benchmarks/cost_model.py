@@ -87,17 +87,17 @@ def by_features(workers: int, head: Head) -> Traffic:
 
 
 def by_features_at_least(workers: int, head: Head) -> Traffic:
-    """The lower bound for moving features."""
+    """The least that moving the features of a head's RoIs can cost."""
     return lower_bound_bytes(workers, *head[:3])
 
 
 def by_all_gather(workers: int, head: Head) -> Traffic:
-    """Features moved the known public way."""
+    """One step of a head whose RoIs are shuffled the known public way."""
     return all_gather_bytes(workers, *head[:3])
 
 
 def of_paper(way: Callable[[int, Head], Traffic], workers: int) -> Traffic:
-    """Both heads of the paper."""
+    """One step of both heads of the paper."""
     return sum((way(workers, head) for head in PAPER), Traffic((), ()))
 
 

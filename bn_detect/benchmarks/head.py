@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> tuple[str, dict]:
-    """Measure; returns the table and all numbers."""
+    """Measure, and return the table and all numbers."""
     rows = [
         row
         for ranks in args.ranks
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> tuple[str, dict]:
 
 
 def _measure(device: torch.device, repetitions: int, rois: int, mask_rois: int) -> list[Row]:
-    """On one rank."""
+    """Measure on one rank."""
     rows = []
     for what, count, side, head in (
         (f"box head, {rois} RoIs", rois, 7, box_head),
@@ -123,8 +123,10 @@ def head_steps(
 
 
 class _WaitForAll(torch.autograd.Function):
-    """x itself, once all ranks are here; its gradient likewise: what any exchange of statistics
-    costs where ranks are not equally fast, and nothing else."""
+    """Return x once all ranks are here, its gradient likewise.
+
+    That is what any exchange of statistics costs where ranks are not equally fast, and nothing else.
+    """
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:

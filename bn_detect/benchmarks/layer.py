@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> tuple[str, dict]:
-    """Measure; returns the table and all numbers."""
+    """Measure, and return the table and all numbers."""
     device = default_device()
     with threads(args.threads):
         rows = list(_rows(device, args.repetitions, args.rois))

@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
-    """Measure; return the table and all numbers."""
+    """Measure, and return the table and all numbers."""
     device = default_device()
     with threads(1):
         rows = measure(device, args.repetitions, args.calls)

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> tuple[str, dict]:
-    """Measure; returns the tables and all numbers."""
+    """Measure, and return the tables and all numbers."""
     with threads(args.threads):
         times = {
             "ResNet-18, 4 images of 128 x 128": _time(

@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> tuple[str, dict]:
-    """Count and compute; returns the tables and all numbers.
+    """Count and compute the bytes; return the tables and all numbers.
 
     Raises:
         AssertionError: what was counted is not what was computed.
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> tuple[str, dict]:
 
 
 def _count(device: torch.device, rois: int) -> list[Row]:
-    """On one rank."""
+    """Count and compute on one rank."""
     ranks = dist.get_world_size()
     rows = []
     for name, build, paper in zip(("box", "mask"), (box_head, mask_head), PAPER, strict=True):

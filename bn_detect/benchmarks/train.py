@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> tuple[str, dict]:
-    """Measure; returns the table and all numbers."""
+    """Measure, and return the table and all numbers."""
     device = default_device()
     with threads(args.threads), EventStorage():
         steps = {arm: _step(_config(options, device)) for arm, options in ARMS.items()}

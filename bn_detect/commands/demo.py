@@ -11,6 +11,7 @@ PARTS = {"trees": ("demo_trees.yaml", "trees"), "shapes": ("demo.yaml", "leakage
 
 
 def argument_parser() -> argparse.ArgumentParser:
+    """Return the command line."""
     parser = command_parser(
         "demo",
         "Train a detector of trees under two normalization batches with two workers, and show "

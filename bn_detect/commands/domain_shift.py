@@ -35,6 +35,7 @@ ARM = "the checkpoint"
 
 
 def argument_parser() -> argparse.ArgumentParser:
+    """Return the command line."""
     of = "--config-file FILE --weights FILE.pth"
     parser = command_parser(
         "domain-shift",

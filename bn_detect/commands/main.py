@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def waiting(line: str) -> Iterator[None]:
-    """Show a line meanwhile, where somebody sits at a terminal."""
+    """Show a line during the block, where stderr is a terminal."""
     shown = sys.stderr.isatty()
     if shown:
         print(line, end="", file=sys.stderr, flush=True)

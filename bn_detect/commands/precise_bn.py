@@ -35,6 +35,7 @@ TIMEOUT = timedelta(minutes=30)
 
 
 def argument_parser() -> argparse.ArgumentParser:
+    """Return the command line."""
     parser = command_parser(
         "precise-bn",
         "Rewrite a checkpoint with PreciseBN statistics; all else in it is kept.",

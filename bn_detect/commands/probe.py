@@ -41,6 +41,7 @@ class Subject:
 
 
 def argument_parser() -> argparse.ArgumentParser:
+    """Return the command line."""
     parser = command_parser(
         "probe",
         "Swap the companions of RoIs in their normalization batch, and tell whether the box head "
@@ -185,7 +186,7 @@ def _detectron2(args: argparse.Namespace) -> Subject:
 
 
 def work(subject: Subject, args: argparse.Namespace, command: str) -> None:
-    """Probe; print the answer, and write it with its numbers and pictures."""
+    """Probe the head, print the answer, and write it with its numbers and pictures."""
     images = subject.batches * subject.images_per_batch
     print(f"Probing {subject.name} on {images} images of {subject.dataset} ...", flush=True)
     of = (subject.model, subject.loader, subject.batches)

@@ -59,6 +59,7 @@ class Planned:
 
 
 def argument_parser() -> argparse.ArgumentParser:
+    """Return the command line."""
     parser = command_parser(
         "study",
         "Train the arms of studies, measure them and report, such as what leaks through their "
@@ -257,7 +258,7 @@ def _run_and_report(plans: list[Planned], args: argparse.Namespace, command: str
 
 
 def run_missing(plans: Sequence[Planned], args: argparse.Namespace, command: str) -> None:
-    """Do what is missing; results.json is written as runs end, at most every 20 seconds."""
+    """Carry out the missing runs; results.json is written as runs end, at most every 20 seconds."""
     groups = [group for planned in plans for group in planned.groups]
     left = [group for group in groups if not all(run.measured for run in group)]
     progress = Progress([run for planned in plans for run in planned.runs])

@@ -152,7 +152,7 @@ def naming_keys() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        # Not of the values, which are in quotes.
+        # Values, which are in quotes, stay as they are.
         named = re.sub(rf"(?<!')\b({_SETTINGS})\b", lambda found: found[0].upper(), str(error))
         raise ValueError(f"MODEL.ROI_BN.{named}") from error
 

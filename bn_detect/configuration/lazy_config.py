@@ -62,6 +62,7 @@ _OF_THE_MACHINE = ("device", "output_dir", "num_workers")
 
 
 def is_lazy(cfg: CfgNode) -> bool:
+    """Return whether the config was read from a LazyConfig."""
     return bool(cfg.MODEL.LAZY_CONFIG.FILE)
 
 
@@ -253,7 +254,7 @@ def check_trains(cfg: CfgNode) -> None:
 
 
 def _digest(tree: DictConfig) -> str:
-    """Hash what gives the results, all but the machine's part; first what a resumed run keeps.
+    """Hash the parts of a file that determine the results.
 
     Returns:
         two hashes, with "-" between them: of `model` and `optimizer`, and of everything.

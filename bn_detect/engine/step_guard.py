@@ -54,7 +54,7 @@ class StepGuard(HookBase):
         return called
 
     def check(self, losses: Mapping[str, Tensor]) -> None:
-        """A collective, after backward and before the optimizer's step.
+        """Let all ranks agree that the losses are finite, after backward and before the step.
 
         Raises:
             FloatingPointError: a loss is not finite on some rank; on every rank.

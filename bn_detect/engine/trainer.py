@@ -208,7 +208,8 @@ class BNTrainer(DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
-        """Under mini-batch statistics a batch is a group of images; else one image, as usual.
+        """Build a loader of test images: a batch is a group of images under mini-batch statistics,
+        else one image, as usual.
 
         A classifier's batches are as large as in training, in whole groups.
         """

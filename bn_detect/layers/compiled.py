@@ -34,7 +34,7 @@ def register_layer(layer: "RoIBatchNorm2d") -> None:
 
 
 def normalize_compiled(layer: "RoIBatchNorm2d", x: Tensor) -> Tensor:
-    """Do what a layer does in training, by operations that can be compiled."""
+    """Normalize as a layer does in training, by operations that can be compiled."""
     single_position = x.shape[2:].numel() == 1
     population = (layer.running_mean, layer.running_var) if single_position else (None, None)
     y: Tensor
@@ -170,7 +170,7 @@ def _update_running(
     batches: Tensor,
     momentum: float | None,
 ) -> Tensor:
-    """Do as `update_running_statistics`."""
+    """Update the moving average; see `update_running_statistics`."""
     running = RunningStatistics(running_mean, running_var, ema_weight, batches)
     return update_running_statistics(running, GroupStatistics(mean, var, count), momentum).clone()
 

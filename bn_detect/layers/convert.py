@@ -1,4 +1,4 @@
-"""Give the BN layers of any head, of any project, an explicit normalization batch, and take it."""
+"""Convert the BatchNorm layers of any head, of any project, to `RoIBatchNorm2d`, and back."""
 
 from collections.abc import Callable
 from typing import Any

@@ -81,7 +81,7 @@ def partitioned_batch_norm(
     eps: float,
     population: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Do as `grouped_batch_norm` with a partition that several layers share."""
+    """Normalize as `grouped_batch_norm`, with a partition that several layers share."""
     results: tuple[Tensor, Tensor, Tensor, Tensor] = _GroupedBatchNorm.apply(
         x, weight, bias, partition, eps, population
     )

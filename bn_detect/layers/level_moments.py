@@ -109,7 +109,7 @@ class _LevelBatchNorm(torch.autograd.Function):
         dbiases, moments = sums.unbind(1)
         dweights = moments * invstd
 
-        # Of dy * weight, over each batch: (batches, 2, C).
+        # Sums of dy * weight over each batch: (batches, 2, C).
         weighted = sums * torch.stack(list(weights)).to(sums)[:, None]
         if len(mean) < len(xs):
             weighted = weighted.sum(0, keepdim=True)

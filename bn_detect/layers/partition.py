@@ -94,7 +94,7 @@ class Partition:
         return self.groups.shape[1]
 
     def may_hold_single_values(self, positions: int) -> bool:
-        """Whether, for RoIs of so many positions, some group may hold one value per channel."""
+        """Return whether a group may hold one value per channel, with so many positions a RoI."""
         return positions == 1 and (self.rois is None or 1 in self.rois)
 
 

@@ -16,7 +16,7 @@ _TRUE = torch.ones((), dtype=torch.bool)
 def update_running_statistics(
     running: RunningStatistics, stats: GroupStatistics, momentum: float | None
 ) -> Tensor:
-    """Let the statistics of the groups enter the average, as `RoIBatchNorm2d` says.
+    """Update the moving average with the statistics of the groups, as `RoIBatchNorm2d` says.
 
     A group of a single value has no unbiased variance and counts as empty, as does one whose
     statistics are not finite.
@@ -39,7 +39,7 @@ def update_running_statistics(
 def _update_by_usual_groups(
     running: RunningStatistics, stats: GroupStatistics, momentum: float | None
 ) -> bool:
-    """Do the update where every group is there and always was, with few operations; on CPU.
+    """Update with few operations, on CPU, where no group is empty or was empty before.
 
     Returns:
         False: nothing was done, as a group is empty, or was lately, or is not finite.

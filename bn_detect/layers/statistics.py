@@ -22,7 +22,7 @@ STATISTICS = ("minibatch", "population", "precise")
 def use_statistics(
     model: nn.Module, statistics: str | None = None, **settings: Any
 ) -> Iterator[None]:
-    """Change the normalization batch of every RoI layout of `model`; restore it at the end.
+    """Switch the statistics or settings of every RoI layout of `model`; restore them at the end.
 
     Layers, hooks on poolers, and heads that move features follow the change at once. The recorded
     RoIs and the position in the sequence of shuffles are restored as well, so that training goes on

@@ -22,7 +22,7 @@ def build_lean_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
 
 @BACKBONE_REGISTRY.register()
 def build_lean_resnet_small_images_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
-    """Build the same for images of some 32 pixels: half the strides, by a stem that does not pool.
+    """Build the lean ResNet for images of some 32 pixels: half the strides, without pooling.
 
     Reads the keys of `build_lean_resnet_backbone`.
     """

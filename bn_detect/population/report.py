@@ -34,16 +34,17 @@ class LayerReport:
 
     @property
     def updated(self) -> bool:
+        """Return whether the layer got new statistics."""
         return self.samples > 1 and self.finite
 
     @property
     def mean_shift(self) -> Tensor:
-        """(C,) new minus old mean, in standard deviations of the new statistics."""
+        """Return (C,): new minus old mean, in standard deviations of the new statistics."""
         return (self.new_mean - self.old_mean) / self.new_var.clamp(min=1e-12).sqrt()
 
     @property
     def log_var_ratio(self) -> Tensor:
-        """(C,) log(new / old variance)."""
+        """Return (C,): log(new / old variance)."""
         return (self.new_var.clamp(min=1e-12) / self.old_var.clamp(min=1e-12)).log()
 
     def row(self) -> list[object]:

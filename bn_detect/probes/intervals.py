@@ -13,9 +13,9 @@ import numpy as np
 Array = np.ndarray[Any, np.dtype[Any]]
 
 RESAMPLES = 2000
-LEAST_IMAGES = 8  # of a test
+LEAST_IMAGES = 8  # with fewer there is no test
 CONFIDENCE = 0.95
-LEVEL = (1 - CONFIDENCE) / 2  # of one-sided tests
+LEVEL = (1 - CONFIDENCE) / 2  # of a one-sided test
 FOUND = 2.802  # 1.960 + 0.842 standard errors: one-sided 2.5%, 80% power
 
 

@@ -24,7 +24,7 @@ class Refused(Exception):
 
 
 class _DType:
-    """Stands in for `numpy.dtype`: numbers only, without fields, sub-arrays, metadata and flags."""
+    """Stand-in for `numpy.dtype`: numbers only, without fields, sub-arrays, metadata and flags."""
 
     def __init__(self, name: Any, align: Any = False, copy: Any = False) -> None:
         if not (isinstance(name, str) and _NUMBERS.fullmatch(name)):
@@ -43,7 +43,7 @@ class _DType:
 
 
 class _Array:
-    """Stands in for `numpy.ndarray`; `array` is None until its state was read."""
+    """Stand-in for `numpy.ndarray`; `array` is None until its state was read."""
 
     __hash__ = None  # type: ignore[assignment]  # as an array: so that none hides in a set
 

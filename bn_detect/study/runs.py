@@ -70,6 +70,7 @@ class Run:
 
     @property
     def measured(self) -> bool:
+        """Return whether nothing is missing."""
         return not self.missing()
 
     def missing(self) -> list[str]:

@@ -124,7 +124,7 @@ class ForwardClock:
             self._start(rois_per_image, labels, draws)
 
     def now(self, layer: int | None = None, *, draws: bool = True, keyed: bool = True) -> Forward:
-        """Return the forward to which a question belongs that is asked now.
+        """Return the forward that the calling layer belongs to.
 
         Args:
             layer: identity of the layer that asks. Where nobody records, a layer that asks a second

@@ -93,7 +93,7 @@ class RoILayout:
         self._head = weakref.ref(head)
 
     def layer_is_gone(self, layer: nn.BatchNorm2d) -> None:
-        """Notice it where `SyncBatchNorm.convert_sync_batchnorm` has replaced a layer."""
+        """Remember whether `SyncBatchNorm.convert_sync_batchnorm` has replaced a layer."""
         head = self._head() if self._head is not None else None
         if head is None or self._replaced or layer.running_mean is None:
             return
@@ -125,11 +125,11 @@ class RoILayout:
         return module.register_forward_pre_hook(self._record_call, with_kwargs=True)
 
     def unwatch_later(self, handle: RemovableHandle) -> None:
-        """Leave it to `unwatch` to remove the hook."""
+        """Keep the handle of a hook, which `unwatch` removes."""
         self._handles.append(handle)
 
     def unwatch(self) -> None:
-        """Remove the hooks that were left to this."""
+        """Remove the hooks of `watch`."""
         while self._handles:
             self._handles.pop().remove()
 
@@ -206,7 +206,7 @@ class RoILayout:
     def partition(
         self, num_rois: int, device: torch.device, training: bool = True, layer: int | None = None
     ) -> Partition:
-        """Return the groups of this process's RoIs. A collective where they are `shuffled`.
+        """Return the groups of this process's RoIs; a collective where groups span processes.
 
         Args:
             num_rois: R on this rank.
@@ -247,7 +247,7 @@ class RoILayout:
         )
 
     def _check_shared(self, rois: RoIFacts, forward: Forward) -> None:
-        """Draw once per forward: a rank whose numbers happen to be equal would not join."""
+        """Check that all layers of a forward see the same RoIs, so that each rank draws once."""
         kind = self.settings.kind
         if not kind.draws or kind.moves_features:
             return

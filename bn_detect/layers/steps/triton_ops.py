@@ -69,7 +69,7 @@ def converted(x: Tensor) -> Tensor:
 
 
 def statistics(x: Tensor, partition: Partition, dtype: torch.dtype) -> GroupStatistics:
-    """Do as `plain_ops.statistics`."""
+    """Compute what `plain_ops.statistics` computes, by kernels."""
     channels, positions = x.shape[1], x.shape[2:].numel()
     groups, spans = partition.num_groups, partition.process_group is not None
     moments = x.new_empty((len(x), 2, channels), dtype=torch.float64)
@@ -96,7 +96,7 @@ def coefficients(
     eps: float,
     population: tuple[Tensor, Tensor] | None = None,
 ) -> Coefficients:
-    """Do as `plain_ops.coefficients`."""
+    """Compute what `plain_ops.coefficients` computes, by kernels."""
     mean, var, count = stats
     groups, channels = mean.shape
     invstd = torch.empty_like(var)
@@ -112,7 +112,7 @@ def coefficients(
 
 
 def normalize(x: Tensor, group: Tensor, by: Coefficients, bias: Tensor | None) -> Tensor:
-    """Do as `plain_ops.normalize`."""
+    """Compute what `plain_ops.normalize` computes, by kernels."""
     y = _empty_like(x)
     given = by.center if bias is None else bias
     has_bias = bias is not None
@@ -123,7 +123,7 @@ def normalize(x: Tensor, group: Tensor, by: Coefficients, bias: Tensor | None) -
 
 
 def gradient_sums(x: Tensor, dy: Tensor, partition: Partition, center: Tensor) -> Tensor:
-    """Do as `plain_ops.gradient_sums`."""
+    """Compute what `plain_ops.gradient_sums` computes, by kernels."""
     groups, channels = center.shape
     per_roi = x.new_empty((len(x), 2, channels), dtype=torch.float64)
     _over_rois(kernels.gradient_sums, x, dy, per_roi, partition.group, center, like=(x, dy))
@@ -139,7 +139,7 @@ def gradient_sums(x: Tensor, dy: Tensor, partition: Partition, center: Tensor) -
 def gradient_coefficients(
     local: Tensor, total: Tensor, by: Coefficients, count: Tensor, keep_single: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Do as `plain_ops.gradient_coefficients`."""
+    """Compute what `plain_ops.gradient_coefficients` computes, by kernels."""
     groups, channels = by.center.shape
     dweight, dbias = by.center.new_empty((2, channels))
     out = torch.empty_like(total, dtype=by.center.dtype)
@@ -154,7 +154,7 @@ def gradient_coefficients(
 def input_gradient(
     x: Tensor, dy: Tensor, group: Tensor, by: Coefficients, gradient: Tensor
 ) -> Tensor:
-    """Do as `plain_ops.input_gradient`."""
+    """Compute what `plain_ops.input_gradient` computes, by kernels."""
     dx = _empty_like(x)
     _over_rois(
         kernels.input_gradient, x, dy, dx, group, by.center, by.scale, gradient, like=(x, dy, dx)
@@ -165,7 +165,7 @@ def input_gradient(
 def update_running(
     running: RunningStatistics, stats: GroupStatistics, momentum: float | None
 ) -> Tensor:
-    """Do as `running_statistics.update_running_statistics`."""
+    """Compute what `running_statistics.update_running_statistics` computes, by kernels."""
     mean, var, count = stats
     groups, channels = mean.shape
     work = mean.new_empty(groups + 2, dtype=torch.float64)

@@ -87,11 +87,11 @@ class RoIHead(ABC):
 
     @abstractmethod
     def _sample(self, batch: Any, times: int) -> list[RoIs]:
-        """See `sample`."""
+        """Sample the RoIs of a batch, as `sample` says; each adapter implements it."""
 
     @abstractmethod
     def _forward(self, features: Tensor) -> Outputs:
-        """See `__call__`."""
+        """Run the box head, as `__call__` says; each adapter implements it."""
 
     @abstractmethod
     def box_loss(self, outputs: Outputs, rois: RoIs, index: int) -> float:

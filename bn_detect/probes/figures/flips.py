@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COMPANIONS = 12  # crops shown of each kind
-SIDE = 48  # of a crop, in pixels
+SIDE = 48  # pixels of a crop
 
 Place = tuple[str, Sequence[float]]  # an image file, and x0, y0, x1, y1 in its pixels
 

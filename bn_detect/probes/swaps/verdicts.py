@@ -89,7 +89,7 @@ class Answer:
 
     @property
     def open(self) -> bool:
-        """Tell whether the mean is above 0 by its own test alone: neither yes nor no."""
+        """Return whether its test alone rejects 0, and no longer after Holm's correction."""
         return not self.read and self.p <= LEVEL
 
     def exceeds(self, other: "Answer") -> bool:

@@ -26,7 +26,7 @@ class Task:
 
 
 def execute(run: Run, environment: Mapping[str, str] | None = None) -> Iterator[None]:
-    """Do what is missing of a run; each `next` looks once and returns.
+    """Carry out what is missing of a run; each `next` looks once and returns.
 
     Waits while another process is at the same run. A step that fails ends the run, and status.json
     says so. Closing the iterator ends the run's processes; so does the death of this one.

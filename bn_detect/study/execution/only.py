@@ -42,7 +42,7 @@ def find_run(name: str, study: Study, groups: Sequence[Group]) -> Run:
 
 
 def run_alone(run: Run) -> int:
-    """Do what is missing of a run; return the exit code."""
+    """Carry out what is missing of a run; return the exit code."""
     with closing(Progress([run])) as progress:
         run_here([[run]], 1, progress.update)
     if run.measured:
