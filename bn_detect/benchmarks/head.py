@@ -125,7 +125,7 @@ def head_steps(
 class _WaitForAll(torch.autograd.Function):
     """Return x once all ranks are here, its gradient likewise.
 
-    That is what any exchange of statistics costs where ranks are not equally fast, and nothing else.
+    Any exchange of statistics costs this much where ranks are not equally fast.
     """
 
     @staticmethod
