@@ -12,9 +12,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..data import DatasetSummary
 from ..layers import ImageLayout, LevelBatchNorm2d, RoIBatchNorm2d
 from ..layers.watching import watched_layouts
+from ..modeling.image_classifier import BNImageClassifier
 from ..population.bn_layers import select_bn_layers
 from .keys import changed_keys
-from .settings import CLASSIFIER
 from .values import flat_keys, value_of
 
 # Parts of the RoI heads: the key that names the class, and the class that follows MODEL.ROI_BN.
@@ -113,7 +113,7 @@ def _check_followers(cfg: CfgNode, model: nn.Module, heads: nn.Module | None, ch
                 f"is set); use {ours!r}"
             )
     layouts = [m.layout for m in model.modules() if isinstance(m, RoIBatchNorm2d)]
-    if not layouts and cfg.MODEL.META_ARCHITECTURE == CLASSIFIER:
+    if not layouts and isinstance(model, BNImageClassifier):
         raise ValueError(
             f"{changed}: set, but MODEL.RESNETS.NORM is {cfg.MODEL.RESNETS.NORM!r}; a "
             "normalization batch needs 'BN'"
@@ -127,8 +127,9 @@ def _check_followers(cfg: CfgNode, model: nn.Module, heads: nn.Module | None, ch
     for layout in layouts:
         knows = isinstance(layout, ImageLayout) or layout in informed
         if (layout.settings.needs_images or layout.settings.needs_labels) and not knows:
+            fact = "class" if layout.settings.needs_labels else "image"
             raise ValueError(
-                f"MODEL.ROI_BN needs the image of each RoI ({changed}), but the pooler of "
+                f"MODEL.ROI_BN needs the {fact} of each RoI ({changed}), but the pooler of "
                 f"MODEL.ROI_HEADS.NAME {cfg.MODEL.ROI_HEADS.NAME!r} gives no layout; use "
                 f"{_GIVE_LAYOUTS}"
             )
@@ -144,7 +145,7 @@ def check_classes(cfg: CfgNode, model: nn.Module, summaries: Mapping[str, Datase
     classes = getattr(model if heads is None else heads, "num_classes", None)
     if classes is None:  # as in a proposal network, or a head of another project
         return
-    classifies = cfg.MODEL.META_ARCHITECTURE == CLASSIFIER
+    classifies = isinstance(model, BNImageClassifier)
     for name, summary in summaries.items():
         own = len(MetadataCatalog.get(name).get("classes", ())) if classifies else 0
         number = own or summary.categories

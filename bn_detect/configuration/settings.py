@@ -6,11 +6,13 @@ from urllib.parse import urlparse
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils.file_io import PathManager
 
 from ..data import CLASSIFICATION
 from ..data.rendering import PER
 from ..layers.level_batch_norm import LEVEL_CHOICES, MOVING_AVERAGES
+from ..modeling.image_classifier import BNImageClassifier
 from ..population.precise_bn import ROI_SOURCES
 from .keys import changed_keys, naming_keys, normalization_batch
 from .values import value_of
@@ -24,8 +26,14 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "SOLVER.OPTIMIZER": ("SGD", "ADAMW"),
     "TEST.PRECISE_BN.ROI_SOURCE": ROI_SOURCES,
 }
-CLASSIFIER = "BNImageClassifier"
 RESUMABLE_SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler")
+
+
+def is_classifier(cfg: CfgNode) -> bool:
+    """Return whether the config's model is a `BNImageClassifier`, or of a class derived from it."""
+    name = cfg.MODEL.META_ARCHITECTURE
+    kind = META_ARCH_REGISTRY.get(name) if name in META_ARCH_REGISTRY else None
+    return isinstance(kind, type) and issubclass(kind, BNImageClassifier)
 
 
 def check_settings(cfg: CfgNode, world_size: int, *, trains: bool = True) -> None:
@@ -108,10 +116,10 @@ def _check_proposals(cfg: CfgNode) -> None:
 def _check_rendering(cfg: CfgNode) -> None:
     per, sampler = cfg.INPUT.RENDERING.PHOTOMETRIC_PER, cfg.DATALOADER.SAMPLER_TRAIN
     if changed := changed_keys(cfg, "INPUT.RENDERING"):
-        if cfg.MODEL.META_ARCHITECTURE != CLASSIFIER:
+        if not is_classifier(cfg):
             raise ValueError(
                 f"{', '.join(changed)}: set, but MODEL.META_ARCHITECTURE is "
-                f"{cfg.MODEL.META_ARCHITECTURE!r}; only images of {CLASSIFIER!r} are rendered"
+                f"{cfg.MODEL.META_ARCHITECTURE!r}; only images of 'BNImageClassifier' are rendered"
             )
         if per == "batch" and sampler not in RESUMABLE_SAMPLERS:
             raise ValueError(
@@ -127,11 +135,12 @@ def _check_classifier(cfg: CfgNode) -> None:
             f"DATALOADER.CLASSES_PER_WORKER_BATCH is {classes}; it must be a number of classes, or "
             "0 for images of any"
         )
-    if cfg.MODEL.META_ARCHITECTURE != CLASSIFIER:
+    if not is_classifier(cfg):
         if classes:
             raise ValueError(
                 f"DATALOADER.CLASSES_PER_WORKER_BATCH is {classes}, but MODEL.META_ARCHITECTURE "
-                f"is {cfg.MODEL.META_ARCHITECTURE!r}; only images of {CLASSIFIER!r} have a class"
+                f"is {cfg.MODEL.META_ARCHITECTURE!r}; only images of 'BNImageClassifier' have a "
+                "class"
             )
         return
     if cfg.MODEL.CLASSIFIER.NUM_CLASSES < 2:
@@ -142,14 +151,14 @@ def _check_classifier(cfg: CfgNode) -> None:
     crop = cfg.INPUT.CROP
     if crop.ENABLED and (crop.TYPE != "absolute" or min(crop.SIZE) < 1):
         raise ValueError(
-            f"INPUT.CROP.TYPE is {crop.TYPE!r} with SIZE {list(crop.SIZE)}; {CLASSIFIER} takes "
-            "'absolute' with a size in pixels, such as [224, 224]"
+            f"INPUT.CROP.TYPE is {crop.TYPE!r} with SIZE {list(crop.SIZE)}; BNImageClassifier "
+            "takes 'absolute' with a size in pixels, such as [224, 224]"
         )
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         kind = MetadataCatalog.get(name).get("evaluator_type") if name in DatasetCatalog else None
         if name in DatasetCatalog and kind != CLASSIFICATION:
             raise ValueError(
-                f"DATASETS: {name!r} has evaluator_type {kind!r}; {CLASSIFIER} takes "
+                f"DATASETS: {name!r} has evaluator_type {kind!r}; BNImageClassifier takes "
                 f"{CLASSIFICATION!r}, whose images have a class each"
             )
 

@@ -20,7 +20,7 @@ from ..configuration import lazy_config
 from ..configuration.lazy_config import is_lazy
 from ..configuration.model import check_model, naming
 from ..configuration.resuming import changes
-from ..configuration.settings import CLASSIFIER, check_settings
+from ..configuration.settings import check_settings, is_classifier
 from ..data import CLASSIFICATION, BNDatasetMapper, ClassificationMapper
 from ..data.metadata import EVALUATORS
 from ..data.proposals import dataset_dicts, proposal_files
@@ -203,7 +203,7 @@ class BNTrainer(DefaultTrainer):
         """Build the mapper from dataset dicts to inputs of the model."""
         if is_lazy(cfg):
             return lazy_config.build_mapper(cfg, is_train)
-        classifies = cfg.MODEL.META_ARCHITECTURE == CLASSIFIER
+        classifies = is_classifier(cfg)
         return (ClassificationMapper if classifies else BNDatasetMapper)(cfg, is_train)
 
     @classmethod
@@ -215,7 +215,7 @@ class BNTrainer(DefaultTrainer):
         """
         roi_bn = cfg.MODEL.ROI_BN
         group = roi_bn.TEST_IMAGES_PER_GROUP if roi_bn.TEST_STATS == "minibatch" else 1
-        if cfg.MODEL.META_ARCHITECTURE == CLASSIFIER:
+        if is_classifier(cfg):
             group *= max(1, cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size() // group)
         files = proposal_files(cfg, dataset_name)
         loader = build_detection_test_loader(
