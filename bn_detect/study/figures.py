@@ -40,7 +40,7 @@ def draw_figures(findings: Findings, folder: Path) -> dict[str, Path]:
 def _drawings(findings: Findings) -> Iterator[Drawing]:
     for measure in findings.measures:
         results = findings.by_arm(measure)
-        for picture in MEASURES[measure].figures:
+        for picture in MEASURES[measure].figures if results else ():
             yield picture.name, picture.caption, partial(picture.draw, results)
     for chart in findings.study.get("figures") or ():
         draw = _lines if chart["over"] else _bars
