@@ -37,7 +37,9 @@ def test_killed_run_resumes_to_the_same_bits(train_net, tmp_path):
     assert "Starting training from iteration 3" in printed or "from iteration 6" in printed
     ours, theirs = final_state(broken), final_state(whole)
     assert ours["iteration"] == theirs["iteration"] == 9
-    assert_same_bits(ours["model"], theirs["model"])
+    assert ours["model"].keys() == theirs["model"].keys()
+    different = [k for k, v in theirs["model"].items() if not torch.equal(v, ours["model"][k])]
+    assert different == []
     moved = [k for k in theirs["model"] if k.endswith("running_mean")]
     assert moved and all(theirs["model"][k].abs().sum() > 0 for k in moved)
 
