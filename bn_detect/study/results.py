@@ -1,4 +1,4 @@
-"""results.json: all that a study has measured; its schema is `results.schema.json` beside this."""
+"""results.json: all that a study has measured; its schema is `templates/results.schema.json`."""
 
 import dataclasses
 from collections.abc import Sequence

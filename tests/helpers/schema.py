@@ -7,7 +7,7 @@ import pytest
 
 import bn_detect.study.results
 
-SCHEMA = Path(bn_detect.study.results.__file__).with_name("results.schema.json")
+SCHEMA = Path(bn_detect.study.results.__file__).with_name("templates") / "results.schema.json"
 
 
 def misfits(results: dict) -> list[str]:
