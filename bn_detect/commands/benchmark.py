@@ -1,6 +1,7 @@
 """`bn-detect benchmark WHAT`: measure, and print a table."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from ..benchmarks import gpu, head, kernels, layer, overhead, precise_bn, scaling, traffic, train
@@ -46,3 +47,7 @@ def main(arguments: list[str]) -> int:
             write_json(args.json, result)
 
     return run_command(lambda: args.output.mkdir(parents=True, exist_ok=True), measure)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -161,3 +161,7 @@ def main(arguments: list[str]) -> int:
     """Run the command and return its exit code; see `run_command`."""
     args = argument_parser().parse_args(arguments)
     return run_command(lambda: args, args.run)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

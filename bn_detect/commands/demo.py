@@ -1,6 +1,7 @@
 """`bn-detect demo`: two studies, real images under two normalization batches and leaky shapes."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from . import study
@@ -36,3 +37,7 @@ def main(arguments: list[str]) -> int:
             if code := study.main([*words, *more]):
                 return code
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -3,6 +3,7 @@
 import argparse
 import shlex
 import shutil
+import sys
 from pathlib import Path
 
 from detectron2.data import DatasetCatalog
@@ -179,3 +180,7 @@ def main(arguments: list[str]) -> int:
     command = shlex.join(["bn-detect", "domain-shift", *arguments])
     go_on = "the same command goes on from there"
     return run_command(lambda: check(args), lambda plan: work(plan, args, command), go_on=go_on)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -222,3 +223,7 @@ def main(arguments: list[str]) -> int:
         lambda cfg: launch(work, args.num_gpus, timeout=TIMEOUT, args=(cfg, args)),
         go_on="" if args.evaluate else "nothing was written",  # it evaluates what it wrote
     )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import shlex
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -254,3 +255,7 @@ def main(arguments: list[str]) -> int:
     args = argument_parser().parse_args(arguments)
     command = shlex.join(["bn-detect", "probe", *arguments])
     return run_command(lambda: check(args), lambda subject: work(subject, args, command))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -288,3 +288,7 @@ def main(arguments: list[str]) -> int:
     return run_command(
         lambda: check(args), lambda plans: work(plans, args, command), go_on=f"to go on: {command}"
     )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import logging
 import re
+import sys
 from datetime import timedelta
 from pathlib import Path
 
@@ -220,3 +221,7 @@ def main(arguments: list[str]) -> int:
 
     go_on = "" if args.eval_only else "go on from the last checkpoint with --resume"
     return run_command(checked, start, go_on=go_on)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
