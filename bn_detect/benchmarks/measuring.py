@@ -49,7 +49,7 @@ def interleaved(
 
 @contextlib.contextmanager
 def threads(number: int) -> Iterator[None]:
-    """Let PyTorch compute with so many threads on a CPU meanwhile."""
+    """Let PyTorch use so many CPU threads during the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:

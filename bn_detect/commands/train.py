@@ -83,6 +83,7 @@ def argument_parser() -> argparse.ArgumentParser:
 
 
 def parse_arguments(words: list[str]) -> argparse.Namespace:
+    """Parse the command line; the kinds of --eval-stats end where the KEY VALUE pairs begin."""
     if "--eval-stats" in words:
         # Joined, because argparse would take the KEY VALUE pairs for more of it.
         start = end = words.index("--eval-stats") + 1

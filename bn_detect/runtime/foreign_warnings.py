@@ -9,7 +9,7 @@ _LOGGERS = ("torch.fx._symbolic_trace", "torch.utils.cpp_extension")
 
 
 def silence_foreign_warnings() -> None:
-    """Silence them in this process; a user's `python -W` or PYTHONWARNINGS overrules it.
+    """Silence the libraries' warnings in this process, unless `python -W` or PYTHONWARNINGS is set.
 
     Warnings of this package, of a user's modules, and of the libraries on what they are given stay.
     A log that cannot be written loses its lines, in any case: that a disk is full is told once.
