@@ -1,5 +1,6 @@
 """Files of others: checkpoints, configs, downloads; sockets; names."""
 
+import contextlib
 import importlib.util
 import os
 import pickle
@@ -224,9 +225,10 @@ def listening(pids: list[int]) -> set[str]:
     sockets = set()
     for pid in pids:
         for file in Path(f"/proc/{pid}/fd").iterdir():
-            target = os.readlink(file)
-            if target.startswith("socket:["):
-                sockets.add(target[len("socket:[") : -1])
+            with contextlib.suppress(FileNotFoundError):  # closed since it was listed
+                target = os.readlink(file)
+                if target.startswith("socket:["):
+                    sockets.add(target[len("socket:[") : -1])
     found = set()
     for table in ("tcp", "tcp6"):
         path = Path("/proc/net", table)

@@ -108,7 +108,11 @@ def end(process: subprocess.Popen, seconds: float = 60.0) -> str:
 def children_of(pid: int) -> list[int]:
     """Process ids of the direct children that run Python workers, in the order of their start."""
     listed = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    workers = [
-        int(child) for child in listed if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text()
-    ]
-    return sorted(workers)
+    return sorted(int(child) for child in listed if _is_worker(child))
+
+
+def _is_worker(pid: str) -> bool:
+    try:
+        return "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()
+    except (FileNotFoundError, ProcessLookupError):  # it has just ended
+        return False

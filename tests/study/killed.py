@@ -53,7 +53,10 @@ class Killed:
 
 
 def _descendants(pid: int) -> list[int]:
-    listed = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    try:
+        listed = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except (FileNotFoundError, ProcessLookupError):  # it has just ended
+        return []
     return [d for child in map(int, listed) for d in (child, *_descendants(child))]
 
 
