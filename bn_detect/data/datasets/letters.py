@@ -60,11 +60,11 @@ class LettersOptions(Options):
     """
 
     images: int = option(800, "training images", low=3, high=10**6)
-    val_images: int = option(200, "validation images", low=3, high=10**6)
+    val_images: int = option(150, "validation images", low=3, high=10**6)
     size: int = option(224, "side of an image, px", low=64, high=4096)
     letters: int = option(24, "letters on a page, at most", low=2, high=1000)
-    min_size: int = option(24, "smallest font size, px", low=8, high=200)
-    max_size: int = option(32, "largest font size, px", low=8, high=200)
+    min_size: int = option(34, "smallest font size, px", low=8, high=200)
+    max_size: int = option(44, "largest font size, px", low=8, high=200)
     spacing: int = option(1, "space between letters, px", low=0, high=200)
     seed: int = option(0, "seed of everything that is random", low=0, high=2**32 - 1)
     source: str = source_option("the wheel of Django")
