@@ -126,7 +126,7 @@ def check(args: argparse.Namespace) -> Planned:
     check_datasets([dataset, *cfg.DATASETS.TEST], cfg)
     workers = args.num_gpus * cfg.MODEL.ROI_BN.VIRTUAL_WORKERS
     options["num_images"] = args.num_images or _default_images(dataset, workers)
-    check_images(options, dataset, cfg.DATASETS.TEST[0], workers)
+    check_images(cfg, options, {}, args.num_gpus)
     study = _study(args, options)
     planned = Planned(study, output, groups(study))
     check_folders(planned.runs)

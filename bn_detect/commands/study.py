@@ -37,7 +37,7 @@ from ..study.reading import MOST_SEEDS, check_number, read_study
 from ..study.report import write_report
 from ..study.results import Findings, collect
 from ..study.runs import Run, plan_runs
-from ..study.settings import check_arm_classes
+from ..study.settings import check_arm_classes, check_arm_images
 from ..study.summary import terminal_tables, verdicts
 from .parser import command_parser
 from .run import run_command
@@ -234,7 +234,9 @@ def prepare(planned: Planned, *, force: bool = False) -> None:
     summaries = check_uses(uses)
     for run in arms:
         known = {name: summaries[name] for name in run.datasets}
-        check_arm_classes(planned.study, planned.study.arm(run.arm), known)
+        arm = planned.study.arm(run.arm)
+        check_arm_classes(planned.study, arm, known)
+        check_arm_images(planned.study, arm, known, run.processes)
     if force:
         forget(planned.runs)
     prepare_folders(planned.runs)

@@ -42,6 +42,7 @@ class Probe:
         splits: of DATASETS, whose images it probes. Where there are several, `function` takes a
             mapping of "train" and "val" to loaders.
         first: whether a study takes it before anything else, since it gives the verdict in seconds.
+        batches: the fewest batches of each split that it takes.
         arguments: what else `function` takes, of "population_loader", "population_batches" and
             "evaluate" (see `decomposition`).
     """
@@ -53,6 +54,7 @@ class Probe:
     splits: tuple[str, ...] = ("TEST",)
     arguments: tuple[str, ...] = ()
     first: bool = False
+    batches: int = 1
 
 
 def _of_row(split: str, kind: str, field: str) -> Callable[[Result], Value | None]:
@@ -121,6 +123,7 @@ PROBES: dict[str, Probe] = {
         ),
         figures=(SWAP, FLIPS),
         first=True,
+        batches=2,  # foreign companions come from another
     ),
     "cross_roi_jacobian": Probe(
         cross_roi_jacobian,
@@ -150,6 +153,7 @@ PROBES: dict[str, Probe] = {
             ),
         ),
         figures=(LAYERS,),
+        batches=2,  # cross-validated
     ),
     "decomposition": Probe(
         decomposition,
@@ -193,6 +197,7 @@ PROBES: dict[str, Probe] = {
                 "Share of RoIs whose predicted class changes under the worst companions.",
             ),
         ),
+        batches=2,
     ),
     "mixed_statistics": Probe(
         mixed_statistics,

@@ -63,6 +63,25 @@ def check_arm_classes(study: Study, arm: Arm, summaries: Mapping[str, DatasetSum
         raise ValueError(f"{study.file}: arm {arm.name!r}: {error}") from error
 
 
+def check_arm_images(
+    study: Study, arm: Arm, summaries: Mapping[str, DatasetSummary], workers: int
+) -> None:
+    """Raise ValueError where the datasets of an arm do not suffice for one of its measures.
+
+    Args:
+        summaries: of the datasets that the arm reads, by name.
+        workers: that measure.
+    """
+    cfg = _read(study, study.options_of(arm))
+    for name, options in study.measures_of(arm).items():
+        check = MEASURES[name].check_images
+        try:
+            if check is not None:
+                check(cfg, options, summaries, workers)
+        except ValueError as error:
+            raise ValueError(f"{study.file}: arm {arm.name!r}: measure: {name}: {error}") from error
+
+
 def _check_measure(name: str, options: dict, cfg: CfgNode, model, workers: int) -> None:
     measure = MEASURES[name]
     try:

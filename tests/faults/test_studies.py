@@ -226,3 +226,29 @@ def test_many_jobs_do_not_shorten_a_run(studies, tmp_path, capsys, happened):
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "time left" in line]
     assert "1 runs, 1 at once" in line and "90 s" in line
     happened(line)
+
+
+# Of a study of 6 validation images, 2 of them a step.
+TOO_FEW = {
+    "companion_swap": ({}, 4, "an arm", "in_process_val has 6 images"),
+    "domain_shift": ({"num_images": [7]}, 2, "at most its 6", "7 images"),
+    "domain_shift images_of": ({"images_of": "in_process_vla"}, 2, "'in_process_vla'", "images_of"),
+}
+
+
+@pytest.mark.parametrize("name", TOO_FEW)
+@pytest.mark.fault(
+    "a study whose measure ({name}) names images that are not there, or more than there are",
+    should="one line that names the measure, exit code 2, before anything is trained",
+)
+def test_too_few_images(name, studies, tmp_path, capsys, happened):
+    options, images, *parts = TOO_FEW[name]
+    content = yaml.safe_load(studies.file.read_text())
+    content["measure"] = [{name.split()[0]: {"corruptions": [], **options} if options else {}}]
+    content["options"] = {"SOLVER.IMS_PER_BATCH": images}
+    file = tmp_path / "study.yaml"
+    file.write_text(yaml.safe_dump(content))
+    assert command.main(["--study", str(file), "--output", str(tmp_path / "out")]) == 2
+    line = one_line(capsys, f"measure: {name.split()[0]}: ", *parts)
+    assert not (tmp_path / "out/runs").exists()
+    happened(line.replace(str(tmp_path), "FOLDER"))

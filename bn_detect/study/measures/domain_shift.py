@@ -8,7 +8,7 @@ evaluated on all.
 
 import contextlib
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from itertools import groupby
 from typing import Any
@@ -18,7 +18,8 @@ from detectron2.data import DatasetCatalog
 from torch import nn
 from tqdm import tqdm
 
-from ...data import register_corrupted, register_derived
+from ...data import DatasetSummary, register_corrupted, register_derived
+from ...data.checks.check import check_registered
 from ...data.corrupted import corrupted_name
 from ...engine.domain_shift import evaluate_on, with_statistics_of
 from ...engine.target_images import check_num_images
@@ -102,9 +103,18 @@ def _check(cfg: CfgNode, model: nn.Module, options: Options) -> None:
     register(options, cfg.DATASETS.TEST[0])
 
 
-def check_images(options: Options, dataset: str, evaluated: str, workers: int) -> None:
-    """Raise ValueError where the workers cannot share a number of images, or none are left to
-    evaluate on; reads the dataset."""
+def check_images(
+    cfg: CfgNode, options: Options, datasets: Mapping[str, DatasetSummary], workers: int
+) -> None:
+    """Raise ValueError where `images_of` is not registered, the workers cannot share a number of
+    images, or none are left to evaluate on; reads the dataset."""
+    evaluated = cfg.DATASETS.TEST[0]
+    dataset = options["images_of"] or evaluated
+    try:
+        register_derived([dataset])
+        check_registered(dataset)
+    except ValueError as error:
+        raise ValueError(f"images_of is {dataset!r}: {error}") from error
     available = len(DatasetCatalog.get(dataset))
     if _held_out(options, evaluated) == available:
         raise ValueError(
@@ -113,7 +123,9 @@ def check_images(options: Options, dataset: str, evaluated: str, workers: int) -
         )
     for number in options["num_images"]:
         if number != ALL:
-            check_num_images(int(number), workers, available, dataset)
+            check_num_images(
+                int(number), workers * cfg.MODEL.ROI_BN.VIRTUAL_WORKERS, available, dataset
+            )
 
 
 def _columns(options: Options) -> tuple[Column, ...]:
@@ -148,6 +160,7 @@ MEASURE = Measure(
         "images_of": None,
     },
     check=_check,
+    check_images=check_images,
     every_worker=True,
     grows=("corruptions", "severities", "num_images"),
 )

@@ -8,6 +8,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from torch import nn
 
+from ...data import DatasetSummary
 from ...reporting.columns import Column, Result
 from ...reporting.drawing import Picture, Results
 from .subject import Subject
@@ -16,6 +17,8 @@ Options = Mapping[str, Any]
 # Parts of a result, kept on disk as they come. The third argument holds those of an earlier try.
 Take = Callable[[Subject, Options, Result], Iterator[dict[str, Any]]]
 Check = Callable[[CfgNode, nn.Module, Options], None]
+# The third argument holds the datasets of the run, by name; the last is the number of workers.
+CheckImages = Callable[[CfgNode, Options, Mapping[str, DatasetSummary], int], None]
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,8 @@ class Measure:
         tables: Markdown with tables of its own, for the report; None: the columns say it all.
         options: what a study may set, with defaults.
         check: raises ValueError, on the built model, for what cannot be measured.
+        check_images: raises ValueError, once the datasets are there, where they have too few images
+            for it, or one that the options name is missing.
         reads: of DATASETS, "TRAIN" or "TEST", whose images it needs.
         first: whether a run takes it before the others, whatever their order in the table.
         every_worker: whether all processes of a run take part.
@@ -42,6 +47,7 @@ class Measure:
     tables: Callable[[Results], str] | None = None
     options: Options = field(default_factory=dict)
     check: Check | None = None
+    check_images: CheckImages | None = None
     reads: tuple[str, ...] = ("TEST",)
     first: bool = False
     every_worker: bool = False

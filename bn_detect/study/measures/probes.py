@@ -3,20 +3,20 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from torch import nn
 
-from ...data import register_derived
+from ...data import DatasetSummary, register_derived
 from ...engine.evaluation import evaluate_under
 from ...engine.trainer import BNTrainer
 from ...probes.adapters import find_head
 from ...probes.registry import PROBES, Probe
 from ...reporting.columns import Result
-from .measure import Measure, Options, Take
+from .measure import CheckImages, Measure, Options, Take
 from .subject import Subject
 
 AP_IMAGES = 500  # of the training set
@@ -84,6 +84,24 @@ def _check(cfg: CfgNode, model: nn.Module, options: Options) -> None:
     find_head(model)
 
 
+def _check_images(probe: Probe) -> CheckImages:
+    def check(
+        cfg: CfgNode, options: Options, datasets: Mapping[str, DatasetSummary], workers: int
+    ) -> None:
+        needed = probe.batches * cfg.SOLVER.IMS_PER_BATCH
+        for split in probe.splits:
+            dataset = datasets[cfg.DATASETS[split][0]]
+            left_out = dataset.empty_images if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS else 0
+            if dataset.images - left_out < needed:
+                raise ValueError(
+                    f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, and a probe needs "
+                    f"{probe.batches} batches; {dataset.name} has "
+                    f"{dataset.images - left_out} images to fill them"
+                )
+
+    return check
+
+
 def measure_of(name: str, probe: Probe) -> Measure:
     """Return the measure that takes a probe."""
     return Measure(
@@ -91,6 +109,7 @@ def measure_of(name: str, probe: Probe) -> Measure:
         columns=probe.columns,
         figures=probe.figures,
         check=_check,
+        check_images=_check_images(probe),
         reads=probe.splits,
         first=probe.first,
     )
