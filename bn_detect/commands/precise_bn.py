@@ -7,7 +7,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
@@ -22,11 +21,11 @@ from ..engine.trainer import BNTrainer
 from ..layers import fill_levels
 from ..population.bn_layers import select_bn_layers
 from ..population.precise_bn import ROI_SOURCES
-from ..runtime.checkpoint_file import add_trust_option, read_checkpoint
-from ..runtime.errors import CheckpointError
+from ..runtime.checkpoint_file import add_trust_option
 from ..runtime.files import check_writable
 from ..runtime.folder_lock import sole_user
 from ..runtime.launch import expected_world_size, launch, share_cores
+from ..runtime.model_state import load_whole, read_state
 from ..runtime.user_modules import import_modules
 from ..runtime.weights_file import write_weights
 from .parser import add_import_option, command_parser
@@ -123,42 +122,17 @@ def check_files(args: argparse.Namespace) -> None:
     check_writable(args.output, size)
 
 
-def read_state(path: Path, trust: bool) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return all entries of a file, and the one of them (or all) that is the model's state.
-
-    Raises:
-        ValueError: the file is no checkpoint of torch tensors, or see `read_checkpoint`.
-    """
-    try:
-        checkpoint = read_checkpoint(path, trust=trust)
-    except CheckpointError as error:
-        raise ValueError(f"--weights: {error}") from error
-    state = checkpoint.get("model", checkpoint) if isinstance(checkpoint, dict) else None
-    if not isinstance(state, dict) or not any(torch.is_tensor(v) for v in state.values()):
-        raise ValueError(f"--weights {path} holds no state of a model")
-    return checkpoint, state
-
-
 def load_all(model: nn.Module, state: dict[str, Any], path: Path) -> None:
     """Load every parameter and buffer; entries that the model lacks are fine.
 
     Where the model keeps statistics per level and `state` shared ones, each level gets these.
 
     Raises:
-        ValueError: an entry is missing, or has another shape: with a part at its initial values,
-            the statistics would be those of another model.
+        CheckpointError: an entry is missing, or has another shape: with a part at its initial
+            values, the statistics would be those of another model.
     """
     fill_levels(model, state)
-    try:
-        missing = model.load_state_dict(state, strict=False).missing_keys
-    except RuntimeError as error:
-        raise ValueError(f"--weights {path} does not fit --config-file: {error}") from error
-    missing = [key for key in missing if not key.endswith("num_batches_tracked")]
-    if missing:
-        raise ValueError(
-            f"--weights {path} does not fit --config-file: it lacks {', '.join(missing[:3])}"
-            f"{' and others' if len(missing) > 3 else ''}"
-        )
+    load_whole(model, state, f"--weights {path} does not fit --config-file")
 
 
 def check(args: argparse.Namespace) -> CfgNode:
@@ -174,7 +148,7 @@ def check(args: argparse.Namespace) -> CfgNode:
     names = [*cfg.DATASETS.TRAIN, *(cfg.DATASETS.TEST if args.evaluate else ())]
     workers = expected_world_size(args.num_gpus)
     model = check_run(cfg, workers, BNTrainer, names, trains=False, precise=True)
-    load_all(model, read_state(args.weights, args.trust_checkpoint)[1], args.weights)
+    load_all(model, read_state(args.weights, trust=args.trust_checkpoint)[1], args.weights)
     return cfg
 
 
@@ -194,7 +168,7 @@ def _rewrite(cfg: CfgNode, args: argparse.Namespace) -> None:
     seed_all_rng(max(cfg.SEED, 0) + comm.get_rank())
     register_derived([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
     model = BNTrainer.build_model(cfg)
-    checkpoint, state = read_state(args.weights, args.trust_checkpoint)
+    checkpoint, state = read_state(args.weights, trust=args.trust_checkpoint)
     load_all(model, state, args.weights)
     before = evaluate_under(cfg, model, ["population"]) if args.evaluate else {}
     precise_bn(cfg, model)

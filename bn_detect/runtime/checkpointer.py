@@ -16,6 +16,7 @@ from ..layers import fill_levels
 from .checkpoint_file import read_checkpoint
 from .errors import CheckpointError
 from .files import write_atomically
+from .model_state import check_fit
 
 
 class AtomicCheckpointer(DetectionCheckpointer):
@@ -157,15 +158,10 @@ class AtomicCheckpointer(DetectionCheckpointer):
         misfits = super()._load_model(checkpoint)
         if not (self._whole or self._resumes):
             return misfits
-        missing = [k for k in misfits.missing_keys if not k.endswith("num_batches_tracked")]
-        missing += [key for key, *_ in misfits.incorrect_shapes]
+        missing = [*misfits.missing_keys, *(key for key, *_ in misfits.incorrect_shapes)]
         more = misfits.unexpected_keys if self._resumes else []
-        for what, keys in (("lacks, or has in another shape,", missing), ("has also", more)):
-            if keys:
-                raise CheckpointError(
-                    f"the checkpoint does not fit the config; it {what} {', '.join(keys[:3])}"
-                    f"{' and others' if len(keys) > 3 else ''}"
-                )
+        misfit = "the checkpoint does not fit the config"
+        check_fit(misfit, missing, more, "lacks, or has in another shape,")
         return misfits
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:

@@ -15,7 +15,6 @@ from torch import nn
 
 from bn_detect.commands import domain_shift, precise_bn, probe
 from bn_detect.commands import study as command
-from bn_detect.commands.precise_bn import read_state
 from bn_detect.commands.train import main as train
 from bn_detect.data import DatasetError, check_dataset
 from bn_detect.data.corrupted import corrupted_name
@@ -23,6 +22,7 @@ from bn_detect.data.datasets.sources.deepforest_wheel import read_sources
 from bn_detect.runtime.checkpointer import AtomicCheckpointer
 from bn_detect.runtime.errors import CheckpointError
 from bn_detect.runtime.files import as_folder_name
+from bn_detect.runtime.model_state import read_state
 from bn_detect.study.reading import read_study
 from bn_detect.study.report import write_report
 from tests.helpers.train_net import REPOSITORY

@@ -16,12 +16,10 @@ from torch import Tensor, nn
 from torchvision import models
 from torchvision.transforms.functional import to_tensor
 
-from ...runtime.checkpoint_file import read_checkpoint
-from ...runtime.errors import CheckpointError
+from ...runtime.model_state import load_whole, read_state
 
 Batch = tuple[list[Tensor], list[dict[str, Any]]]
 _CLASSES = "roi_heads.box_predictor.cls_score.weight"
-_STATES = ("model", "state_dict", "model_state_dict")  # where training scripts keep the model
 
 
 def load_detector(
@@ -49,7 +47,7 @@ def load_detector(
         near = difflib.get_close_matches(name, known, n=1)
         advice = f"; did you mean {near[0]}?" if near else f"; it must be of {', '.join(known)}"
         raise ValueError(f"--torchvision is {name!r}{advice}")
-    state = _state(weights, trust)
+    state = _plain(read_state(weights, trust=trust)[1])
     found = len(state[_CLASSES]) if _CLASSES in state else None
     if num_classes is not None and found is not None and num_classes != found:
         raise ValueError(
@@ -60,40 +58,15 @@ def load_detector(
     classes = num_classes or found
     count = {} if classes is None else {"num_classes": classes}
     model = models.get_model(name, weights=None, weights_backbone=None, **count, **sizes)
-    try:
-        missing, more = model.load_state_dict(state, strict=False)
-    except RuntimeError as error:
-        first = " ".join(str(error).split())
-        raise ValueError(f"--weights {weights} does not fit {name}: {first:.300}") from error
-    missing = [key for key in missing if not key.endswith("num_batches_tracked")]
-    for what, keys in (("lacks", missing), ("has also", more)):
-        if keys:
-            raise ValueError(
-                f"--weights {weights} does not fit {name}: it {what} {', '.join(keys[:3])}"
-                f"{' and others' if len(keys) > 3 else ''}"
-            )
+    load_whole(model, state, f"--weights {weights} does not fit {name}", exact=True)
     detector: nn.Module = model
     return detector
 
 
-def _state(weights: str | Path, trust: bool) -> dict[str, Tensor]:
-    if not Path(weights).is_file():
-        raise ValueError(f"--weights {weights}: no such file")
-    try:
-        content = read_checkpoint(weights, trust=trust)
-    except CheckpointError as error:
-        raise ValueError(f"--weights: {error}") from error
-    for key in _STATES:
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-            break
-    if not isinstance(content, dict) or not any(torch.is_tensor(v) for v in content.values()):
-        raise ValueError(
-            f"--weights {weights} holds no state of a model, by itself or as one of its entries "
-            f"{', '.join(_STATES)}"
-        )
-    state = {key: value for key, value in content.items() if torch.is_tensor(value)}
-    # What wrappers put before the names: DistributedDataParallel, and Lightning's usual attribute.
+def _plain(state: dict[str, Any]) -> dict[str, Tensor]:
+    """Return the tensors of a state, without what wrappers put before their names:
+    DistributedDataParallel, and Lightning's usual attribute."""
+    state = {key: value for key, value in state.items() if torch.is_tensor(value)}
     for prefix in ("module.", "model.", "detector."):
         if all(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): value for key, value in state.items()}
