@@ -36,7 +36,7 @@ def run_tool(train_net, *flags: object) -> str:
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert run.returncode == 0, run.stdout + run.stderr
     return run.stdout

@@ -36,7 +36,7 @@ class Run:
     def printed(self) -> str:
         return self.log.read_text(errors="replace")
 
-    def wait(self, seconds: float = 120.0) -> int:
+    def wait(self, seconds: float = 300.0) -> int:
         """Its exit code, negative for a signal; AssertionError where it does not end in time."""
         ended = self._ended.wait(seconds)
         assert ended, f"it had not ended after {seconds} s:\n{self.printed[-2000:]}"
@@ -104,7 +104,7 @@ class ForkServer:
         with self._news:
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
-            ready = self._news.wait_for(lambda: self._started, timeout=120)
+            ready = self._news.wait_for(lambda: self._started, timeout=300)
             assert ready, "the server did not start the run"
             return self._runs[self._started.pop()]
 
@@ -136,7 +136,7 @@ class ForkServer:
         self._process.wait(timeout=20)
 
 
-def wait_for(condition, seconds: float = 60.0) -> float:
+def wait_for(condition, seconds: float = 120.0) -> float:
     """Poll until `condition()` holds; the seconds that it took."""
     begin = time.monotonic()
     while not condition():

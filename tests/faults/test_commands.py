@@ -29,7 +29,7 @@ def run(*words: str, **environment: str) -> subprocess.CompletedProcess:
         text=True,
         cwd=REPOSITORY,
         env=os.environ | environment,
-        timeout=120,
+        timeout=300,
     )
 
 

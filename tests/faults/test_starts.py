@@ -108,7 +108,7 @@ def test_no_foreign_warnings_in_training(workers, server, tmp_path, happened):
     )
     first = process.stdout.readline()
     seconds = time.monotonic() - since
-    start, begun, rest = process.communicate(timeout=120)[0].partition("Starting training from")
+    start, begun, rest = process.communicate(timeout=300)[0].partition("Starting training from")
     assert process.returncode == 0, rest[-2000:]
     assert "bn_detect" in first and begun, first + start
     assert re.findall(r"^.*(?:Warning:|\bW\d{4} ).*$", first + start, re.MULTILINE) == []
@@ -137,7 +137,7 @@ def test_from_a_wheel(server, tmp_path, happened):
         env=server.command.environment | {"PYTHONPATH": str(site)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert (elsewhere / "out/model_final.pth").exists()

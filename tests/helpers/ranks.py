@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-COLLECTIVE_TIMEOUT = timedelta(seconds=30)
+COLLECTIVE_TIMEOUT = timedelta(seconds=120)  # of ranks that a busy machine starts one by one
 GRACE = 2.0  # seconds that the other ranks get to end by themselves after one failed
 
 
@@ -25,7 +25,7 @@ class RankError(RuntimeError):
     """What happened on a rank: its traceback, as the cause of the exception raised here."""
 
 
-def run_ranks(fn: Callable, world_size: int, *args: Any, timeout: float = 120) -> list:
+def run_ranks(fn: Callable, world_size: int, *args: Any, timeout: float = 300) -> list:
     """Call `fn(rank, world_size, *args)` on `world_size` new processes joined by gloo.
 
     Starting processes takes seconds, so let one call run many cases.
@@ -47,7 +47,7 @@ def run_ranks(fn: Callable, world_size: int, *args: Any, timeout: float = 120) -
 
 
 def run_worlds(
-    fn: Callable, world_sizes: Sequence[int], *args: Any, timeout: float = 120
+    fn: Callable, world_sizes: Sequence[int], *args: Any, timeout: float = 300
 ) -> dict[int, list]:
     """As `run_ranks` for one world size after another, on the same processes.
 

@@ -70,7 +70,7 @@ class Command:
     def run(self, arguments: list[str], launcher: tuple[str, ...] = ()) -> str:
         """Run to the end, which must be a good one; returns what it printed."""
         process = self.start(arguments, launcher)
-        printed = end(process, seconds=120)
+        printed = end(process, seconds=300)
         assert process.returncode == 0, printed[-4000:]
         return printed
 
@@ -87,7 +87,7 @@ def train_net(datasets) -> Command:
     return Command(datasets)
 
 
-def wait_for(condition, seconds: float = 60.0) -> None:
+def wait_for(condition, seconds: float = 120.0) -> None:
     """Poll until `condition()` holds."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -95,7 +95,7 @@ def wait_for(condition, seconds: float = 60.0) -> None:
         time.sleep(0.02)
 
 
-def end(process: subprocess.Popen, seconds: float = 60.0) -> str:
+def end(process: subprocess.Popen, seconds: float = 120.0) -> str:
     """Wait for its end, which must come in time; returns what it printed."""
     try:
         process.wait(timeout=seconds)

@@ -19,7 +19,7 @@ def _on_rank(rank: int, world_size: int) -> dict:
 @pytest.fixture(scope="session")
 def worlds() -> dict[int, list[dict]]:
     """By world size, what `on_rank` of each test module gives on each rank."""
-    return run_worlds(_on_rank, [2, 3, 4], timeout=200)
+    return run_worlds(_on_rank, [2, 3, 4], timeout=500)
 
 
 @pytest.fixture(params=[2, 3, 4], ids="{} ranks".format)

@@ -70,7 +70,7 @@ def run_hosts(
         arguments = train_net.arguments(output / f"host{node}", *flags, **keys)
         environment = {"GLOO_SOCKET_IFNAME": interface}
         hosts.append(train_net.start(arguments, tuple(launcher), prefix, environment))
-    printed = [end(host, seconds=120) for host in hosts]
+    printed = [end(host, seconds=300) for host in hosts]
     assert [host.returncode for host in hosts] == [0, 0], "\n".join(p[-3000:] for p in printed)
     return output / "host0"
 
