@@ -225,7 +225,7 @@ def summary(report: SwapReport, subject: Subject) -> str:
     """Say what the head reads, and how sure that is."""
     batch, workers = subject.partition.batch, subject.partition.virtual_workers
     answers = {q: getattr(report, q.field).all for q in QUESTIONS}
-    read, _, undecided = judged([answer.p for answer in answers.values()])
+    read, _, undecided = judged(list(answers.values()))
     sizes = [
         f"{a.mean:+.4f} nats [{a.low:.4f}, {a.high:.4f}]"
         for q, a in answers.items()

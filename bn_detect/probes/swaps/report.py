@@ -155,7 +155,7 @@ def swap_report(
         swaps=swaps,
         **found,
         # One family of tests: it finds something where there is nothing in 2.5% of reports at most.
-        verdict=phrase(*judged([d.all.p for d in found.values()])) if reads_any else phrase([]),
+        verdict=phrase(*judged([d.all for d in found.values()])) if reads_any else phrase([]),
         images=len({t.image for t in targets}),
         rois=len(targets),
         filled=sum(t.filled for t in targets),

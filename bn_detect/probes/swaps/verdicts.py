@@ -13,7 +13,11 @@ from typing import Any
 import numpy as np
 
 from ...reporting.estimates import mean_of
-from ..intervals import FOUND, LEAST_IMAGES, LEVEL, Interval, contrast, holm
+from ..intervals import FOUND, LEAST_IMAGES, LEVEL, Contrast, Interval, contrast, holm
+
+# Nats, by which a head must be worse for a verdict to name what it reads. Less means nothing,
+# however sure: matching the classes of companions costs a head that can read nothing 0.004 nats.
+NEGLIGIBLE = 0.01
 
 
 @dataclass(frozen=True)
@@ -68,10 +72,11 @@ class Answer:
         over_images: the 95% bootstrap interval over images, each drawn with its RoIs of all seeds.
         p: one-sided p-value of a mean above 0; see `answers`.
         detectable: the smallest true mean that would be found in 4 of 5 such studies, as strictly
-            as the first step of Holm's correction tests.
+            as the first step of Holm's correction tests; at least what is not negligible.
         rois, images, seeds: how many were measured; RoIs of all seeds.
         error, freedom: standard error of the mean over images and seeds, its degrees of freedom.
-        read: whether the mean is above 0 by Holm's correction over all that is asked.
+        read: whether the mean is above 0 by Holm's correction over all that is asked, and not
+            negligible.
     """
 
     question: Question
@@ -89,8 +94,8 @@ class Answer:
 
     @property
     def open(self) -> bool:
-        """Return whether its test alone rejects 0, and no longer after Holm's correction."""
-        return not self.read and self.p <= LEVEL
+        """Return whether it would be read by its test alone, and is not after Holm's correction."""
+        return not self.read and self.p <= LEVEL and self.mean >= NEGLIGIBLE
 
     def exceeds(self, other: "Answer") -> bool:
         """Return whether the 95% intervals over images and seeds say that this mean is higher."""
@@ -119,24 +124,29 @@ def answers(arms: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, tuple[
     tests = sum(not math.isnan(a.p) for a in family)
     return {
         arm: tuple(
-            dataclasses.replace(a, read=read[id(a)], detectable=_detectable(a, tests))
+            dataclasses.replace(
+                a,
+                read=read[id(a)] and a.mean >= NEGLIGIBLE,
+                detectable=_detectable(a, tests),
+            )
             for a in of_arm
         )
         for arm, of_arm in first.items()
     }
 
 
-def judged(p: Sequence[float]) -> tuple[list[str], list[str], list[str]]:
-    """Sort the things of `QUESTIONS` by the p-values of one head's answers, one family of tests.
+def judged(found: Sequence[Contrast]) -> tuple[list[str], list[str], list[str]]:
+    """Sort the things of `QUESTIONS` by one head's differences, one family of tests.
 
     Returns:
         what it reads, what could not be measured, and what is undecided: see `phrase`.
     """
-    judgements = list(zip(QUESTIONS, p, holm(p), strict=True))
+    judgements = list(zip(QUESTIONS, found, holm([d.p for d in found]), strict=True))
+    enough = [(q, d, rejects) for q, d, rejects in judgements if d.mean >= NEGLIGIBLE]
     return (
-        [q.thing for q, _, rejects in judgements if rejects],
-        [q.thing for q, value, _ in judgements if math.isnan(value)],
-        [q.thing for q, value, rejects in judgements if value <= LEVEL and not rejects],
+        [q.thing for q, _, rejects in enough if rejects],
+        [q.thing for q, d, _ in judgements if math.isnan(d.p)],
+        [q.thing for q, d, rejects in enough if d.p <= LEVEL and not rejects],
     )
 
 
@@ -221,4 +231,4 @@ def _detectable(answer: Answer, tests: int) -> float:
     from scipy import stats
 
     quantiles = stats.t.ppf([1 - LEVEL / tests, 0.8], answer.freedom)
-    return float(quantiles.sum() * answer.error)
+    return max(float(quantiles.sum() * answer.error), NEGLIGIBLE)

@@ -1,5 +1,6 @@
 """Verdicts over seeds, images and arms, against Student's test and the bootstrap of each alone."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from scipy import stats
 
 from bn_detect.probes.intervals import contrast
-from bn_detect.probes.swaps.verdicts import QUESTIONS, Answer, answers, phrase
+from bn_detect.probes.swaps.verdicts import NEGLIGIBLE, QUESTIONS, Answer, answers, judged, phrase
 
 IMAGES = 30
 
@@ -77,10 +78,10 @@ def test_holm_spans_the_arms():
     assert answers({"weak": [report(values)]})["weak"][0].read == (weak.p < 0.025 / 3)
     # 9 more arms about which nothing is to be found.
     arms = {str(i): [report(np.zeros(IMAGES))] for i in range(9)} | {"weak": [report(values)]}
-    judged = answers(arms)
-    assert not judged["weak"][0].read and judged["weak"][0].open
-    assert judged["weak"][0].detectable > answers({"a": [report(values)]})["a"][0].detectable
-    assert not any(a.read for arm in judged.values() for a in arm)
+    found = answers(arms)
+    assert not found["weak"][0].read and found["weak"][0].open
+    assert found["weak"][0].detectable > answers({"a": [report(values)]})["a"][0].detectable
+    assert not any(a.read for arm in found.values() for a in arm)
 
 
 def test_what_was_not_measured_is_not_answered():
@@ -100,5 +101,19 @@ def test_a_verdict_denies_nothing_that_was_not_measured():
     assert phrase([], [], [labels]) == f"reads {labels}, but not after correction"
     both = phrase([image], [], [labels])
     assert both == f"reads {image} (and {labels}, but not after correction)"
-    judged = phrase([], [labels, image, number])
-    assert "cannot be judged" in judged and "read" not in judged and "8 images" in judged
+    said = phrase([], [labels, image, number])
+    assert "cannot be judged" in said and "read" not in said and "8 images" in said
+
+
+@pytest.mark.parametrize(("mean", "named"), [(0.5, False), (1.5, True)])
+def test_a_negligible_difference_is_not_named_however_sure(mean, named):
+    values = np.full(IMAGES, mean * NEGLIGIBLE)
+    found = label_leakage(values, values)
+    assert found.p < 1e-6 and found.read == named and not found.open
+    assert found.detectable == NEGLIGIBLE
+    alone = contrast(values, range(IMAGES))
+    other = dataclasses.replace(alone, p=0.5)
+    for p in (0.001, 0.02):  # 0.02 is below the level of one test, and not of three
+        read, unknown, undecided = judged([dataclasses.replace(alone, p=p), other, other])
+        assert (bool(read), bool(undecided)) == (named and p < 0.01, named and p > 0.01)
+        assert not unknown
