@@ -15,7 +15,7 @@ from ..layers import NormalizationBatch
 from ..probes import SwapReport, companion_swap, own_batch
 from ..probes.adapters import find_head
 from ..probes.registry import PROBES
-from ..probes.swaps.verdicts import QUESTIONS, judged
+from ..probes.swaps.verdicts import QUESTIONS, judged, nameable
 from ..runtime.checkpoint_file import add_trust_option
 from ..runtime.files import check_writable, write_json, write_text
 from ..runtime.user_modules import import_modules
@@ -236,7 +236,7 @@ def summary(report: SwapReport, subject: Subject) -> str:
         lines += ["It has no BatchNorm, so RoIs cannot meet in it.", ""]
     rows = []
     for q, a in answers.items():
-        tested = [f"{a.p:.4f}", f"{a.detectable:.4f}"] if a.p == a.p else ["not tested", ""]
+        tested = [f"{a.p:.4f}", f"{nameable(a):.4f}"] if a.p == a.p else ["not tested", ""]
         mean = str(a) if a.images else "not measured"
         rows.append([q.name, mean, *tested, f"{a.rois} of {a.images} images"])
     headers = ["nats per RoI", "mean [95% interval]", "p", "smallest that would show", "RoIs"]

@@ -9,7 +9,7 @@ from tabulate import tabulate
 from ..intervals import Contrast, Interval, bootstrap, contrast, rate
 from .companions import NULLS
 from .targets import FlipExample, Target, chosen, columns
-from .verdicts import QUESTIONS, judged, phrase
+from .verdicts import QUESTIONS, judged, nameable, phrase
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class SwapReport:
         headers = ["companions", "change (nats)", "null", "flipped", "null", "RoIs", "not measured"]
         every = tabulate(rows, headers=headers, disable_numparse=True)
         rows = [
-            [q.name, d.all, d.foreground, f"{d.all.p:.4f}", f"{d.all.detectable:.4f}", d.all.rois]
+            [q.name, d.all, d.foreground, f"{d.all.p:.4f}", f"{nameable(d.all):.4f}", d.all.rois]
             for q in QUESTIONS
             for d in [getattr(self, q.field)]
         ]

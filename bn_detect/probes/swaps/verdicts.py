@@ -150,6 +150,11 @@ def judged(found: Sequence[Contrast]) -> tuple[list[str], list[str], list[str]]:
     )
 
 
+def nameable(found: Contrast) -> float:
+    """Return the smallest true difference that a verdict would name in 4 of 5 cases."""
+    return max(found.detectable, NEGLIGIBLE)
+
+
 def phrase(read: Sequence[str], unknown: Sequence[str] = (), undecided: Sequence[str] = ()) -> str:
     """Return what a head reads, as the predicate of a sentence about it.
 
