@@ -38,6 +38,9 @@ class DecompositionRow:
         loss: mean classification loss of a RoI, in nats; NaN where there is no RoI.
         accuracy: share of all RoIs whose predicted class is right.
         foreground_accuracy: the same of foreground RoIs.
+        object_loss: mean classification loss of the RoIs that are boxes of the ground truth, in
+            nats; of those that were sampled.
+        object_accuracy: share of them whose most probable class, background left out, is right.
         ap, ap50: box AP in percent; None where not evaluated.
     """
 
@@ -46,6 +49,8 @@ class DecompositionRow:
     loss: float
     accuracy: float
     foreground_accuracy: float
+    object_loss: float
+    object_accuracy: float
     ap: float | None
     ap50: float | None
 
@@ -62,8 +67,8 @@ class DecompositionReport:
 
     def __str__(self) -> str:
         headers = ["split", "statistics", "loss (nats)", "accuracy", "foreground accuracy"]
-        headers += ["AP", "AP50"]
-        digits = ["", "", ".3f", ".3f", ".3f", ".1f", ".1f"]
+        headers += ["loss of objects (nats)", "accuracy of objects", "AP", "AP50"]
+        digits = ["", "", *5 * [".3f"], ".1f", ".1f"]
         return str(tabulate([astuple(row) for row in self.rows], headers=headers, floatfmt=digits))
 
 
@@ -136,32 +141,34 @@ def decomposition(
 
 
 class _Tally:
-    """Sums of losses and of right predictions over RoIs."""
+    """Losses and right predictions, RoI by RoI."""
 
     def __init__(self, head: RoIHead) -> None:
         self._head = head
-        self._loss = 0.0
-        self._right = self._count = self._right_foreground = self._foreground = 0
+        self._rows: list[Tensor] = []
 
     def add(self, rois: RoIs, indices: Tensor, logits: Tensor) -> None:
-        labels, foreground = rois.labels[indices], rois.foreground[indices]
-        right = self._head.predictions(logits).cpu() == labels
-        self._loss += float(self._head.class_loss(logits, labels).double().sum())
-        self._right += int(right.sum())
-        self._count += len(labels)
-        self._right_foreground += int(right[foreground].sum())
-        self._foreground += int(foreground.sum())
+        labels = rois.labels[indices]
+        columns = (
+            self._head.class_loss(logits, labels).double().cpu(),
+            self._head.predictions(logits).cpu() == labels,
+            self._head.classes(logits).cpu() == labels,
+            rois.foreground[indices],
+            rois.ground_truth[indices],
+        )
+        self._rows.append(torch.stack([column.double() for column in columns], dim=1))
 
-    def means(self) -> tuple[float, float, float]:
-        """Return mean loss, accuracy and foreground accuracy."""
-
-        def mean(total: float, count: int) -> float:
-            return total / count if count else float("nan")
-
+    def means(self) -> tuple[float, float, float, float, float]:
+        """Return the fields of a row from `loss` to `object_accuracy`; NaN without such RoIs."""
+        loss, right, right_class, foreground, objects = torch.cat(
+            [torch.empty(0, 5, dtype=torch.double), *self._rows]
+        ).T
         return (
-            mean(self._loss, self._count),
-            mean(self._right, self._count),
-            mean(self._right_foreground, self._foreground),
+            float(loss.mean()),
+            float(right.mean()),
+            float(right[foreground > 0].mean()),
+            float(loss[objects > 0].mean()),
+            float(right_class[objects > 0].mean()),
         )
 
 

@@ -63,7 +63,7 @@ def _of_row(split: str, kind: str, field: str) -> Callable[[Result], Value | Non
     def value(result: Result) -> Value | None:
         rows = (r for r in result.get("rows", ()) if (r["split"], r["statistics"]) == (split, kind))
         row = next(rows, None)
-        return row and row[field]
+        return row and row.get(field)
 
     return value
 
@@ -164,12 +164,39 @@ PROBES: dict[str, Probe] = {
                 f"{header}, {kind} ({unit})",
                 3,
                 _of_row("val", kind, field),
-                f"{meaning} under {kind} statistics, of RoIs sampled as in training.",
+                f"{meaning}, under {kind} statistics.",
                 shown=False,
             )
             for key, header, unit, field, meaning in (
-                ("loss", "RoI loss", "nats", "loss", "Classification loss"),
-                ("accuracy", "RoIs right", "share", "foreground_accuracy", "Foreground accuracy"),
+                (
+                    "loss",
+                    "RoI loss",
+                    "nats",
+                    "loss",
+                    "Classification loss of RoIs sampled as in training",
+                ),
+                (
+                    "accuracy",
+                    "RoIs right",
+                    "share",
+                    "foreground_accuracy",
+                    "Share of sampled foreground RoIs whose predicted class is right",
+                ),
+                (
+                    "object loss",
+                    "loss of objects",
+                    "nats",
+                    "object_loss",
+                    "Classification loss of the ground truth's boxes",
+                ),
+                (
+                    "object accuracy",
+                    "objects right",
+                    "share",
+                    "object_accuracy",
+                    "Share of the ground truth's boxes whose most probable class, background left "
+                    "out, is right",
+                ),
             )
             for kind in STATISTICS
         ),

@@ -18,6 +18,7 @@ class RoIs:
         image: (R,) index of the image in [0, B), ascending.
         labels: (R,) class indices in the model's own convention, background included.
         foreground: (R,) bool.
+        ground_truth: (R,) bool, foreground whose box is that of an object in the ground truth.
         boxes: (R, 4) x0, y0, x1, y1 in pixels of the network's input.
         targets: (R, 4) what the box loss compares outputs with; meaningless for background.
         objects: the classes of the ground truth, one tensor per image.
@@ -29,6 +30,7 @@ class RoIs:
     image: Tensor
     labels: Tensor
     foreground: Tensor
+    ground_truth: Tensor
     boxes: Tensor
     targets: Tensor
     objects: tuple[Tensor, ...]

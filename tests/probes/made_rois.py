@@ -18,6 +18,7 @@ def rois(kinds: list[list[bool]], seed: int = 0) -> RoIs:
         image=image,
         labels=(~flat).long(),
         foreground=flat,
+        ground_truth=torch.zeros_like(flat),
         boxes=torch.rand(count, 4, generator=g),
         targets=torch.zeros(count, 4),
         objects=tuple(torch.zeros(0) for _ in kinds),

@@ -76,15 +76,35 @@ def test_rows_are_the_losses_of_training_and_inference():
     assert len({round(loss, 4) for loss in expected}) == 3
 
 
+def test_objects_are_told_apart_without_background():
+    data = [every_cell(range(8))]
+    model = detector(batch="images")
+    model.roi_heads.batch_size_per_image = GRID**2
+    with torch.no_grad():  # every RoI is said to be background
+        model.roi_heads.box_predictor.cls_score.bias[4] += 50
+    found = decomposition(model, {"a": data}, 1, population_loader=data, population_batches=1).rows
+    logits, labels = _at_inference(model, data[0])
+    objects = labels < 4  # the toy's proposals on objects are their boxes
+    right = (logits[objects, :4].argmax(1) == labels[objects]).double().mean().item()
+    assert found[1].statistics == "population" and found[1].foreground_accuracy == 0
+    assert found[1].object_accuracy == pytest.approx(right) and 0 < right < 1
+    expected = F.cross_entropy(logits[objects], labels[objects]).item()
+    assert found[1].object_loss == pytest.approx(expected, rel=1e-5) and expected > 40
+
+
 def _loss_at_inference(model, batch: list[dict]) -> float:
+    return F.cross_entropy(*_at_inference(model, batch)).item()
+
+
+@torch.no_grad()
+def _at_inference(model, batch: list[dict]) -> tuple[torch.Tensor, torch.Tensor]:
     heads = model.eval().roi_heads
     features = model.backbone(model.preprocess_image(batch).tensor)["p0"]
     pooled = heads.box_pooler([features], [x["proposals"].proposal_boxes for x in batch])
     labels = torch.full((len(batch), GRID**2), 4)
     for i, x in enumerate(batch):
         labels[i, : len(x["instances"])] = x["instances"].gt_classes
-    logits = heads.box_predictor(heads.box_head(pooled))[0]
-    return F.cross_entropy(logits, labels.flatten()).item()
+    return heads.box_predictor(heads.box_head(pooled))[0], labels.flatten()
 
 
 def test_ap_comes_from_the_caller():

@@ -108,20 +108,27 @@ def test_losses_and_rois_are_those_of_training(kind):
     assert box == pytest.approx(losses[f"loss_box_reg{suffix}"].item(), rel=1e-4)
 
 
-def test_boxes_and_objects_are_those_of_the_images():
-    """Ground truth is among the RoIs; torchvision's images are resized."""
-    model = detector(TORCHVISION[0])
-    model.transform.min_size = (96,)
-    model.transform.max_size = 128
-    ((images, targets),) = batches(TORCHVISION[0], 1)
+@pytest.mark.parametrize("kind", ["box", TORCHVISION[0]])
+def test_boxes_and_objects_are_those_of_the_images(kind):
+    """Ground truth is among the RoIs, and known; torchvision's images are resized."""
+    model, (batch,) = detector(kind), batches(kind, 1)
+    if kind in KINDS:
+        objects = [(x["instances"].gt_boxes.tensor, x["instances"].gt_classes) for x in batch]
+    else:
+        model.transform.min_size, model.transform.max_size = (96,), 128
+        objects = [(target["boxes"], target["labels"]) for target in batch[1]]
     with probing(model, None, 0) as (head, _):
-        rois, again = head.sample((images, targets), times=2)
-    assert [x.tolist() for x in rois.objects] == [t["labels"].tolist() for t in targets]
+        rois, again = head.sample(batch, times=2)
+    assert [x.tolist() for x in rois.objects] == [labels.tolist() for _, labels in objects]
     for sample in (rois, again):
         boxes = torch.tensor([sample.place(i)[1] for i in range(len(sample))])
-        for number, target in enumerate(targets):
-            distance = torch.cdist(target["boxes"], boxes[sample.image == number]).min(1).values
-            assert (distance < 1e-3).sum() >= 1
+        for number, (of_objects, labels) in enumerate(objects):
+            here = sample.image == number
+            distance, nearest = torch.cdist(boxes[here], of_objects).min(1)
+            on_object = distance < 1e-3
+            assert on_object.sum() >= 1 and not on_object.all()
+            assert sample.ground_truth[here].tolist() == on_object.tolist()
+            assert (sample.labels[here] == labels[nearest])[on_object].all()
     assert not torch.equal(rois.boxes, again.boxes)
 
 

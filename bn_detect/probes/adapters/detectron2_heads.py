@@ -75,14 +75,18 @@ class Detectron2Head(RoIHead):
             sampled = self._heads.label_and_sample_proposals(proposals, truth)
             labels = torch.cat([s.gt_classes for s in sampled]).cpu()
             # An image without objects has no ground-truth boxes to compare with.
-            targets = [s.gt_boxes if s.has("gt_boxes") else s.proposal_boxes for s in sampled]
+            of_sampled = [s.gt_boxes if s.has("gt_boxes") else s.proposal_boxes for s in sampled]
+            boxes = torch.cat([s.proposal_boxes.tensor for s in sampled])
+            targets = torch.cat([each.tensor for each in of_sampled])
+            foreground = labels < self.background
             rois = RoIs(
                 features=self._pooler(features, [s.proposal_boxes for s in sampled]),
                 image=image_of_each([len(s) for s in sampled]),
                 labels=labels,
-                foreground=labels < self.background,
-                boxes=torch.cat([s.proposal_boxes.tensor for s in sampled]),
-                targets=torch.cat([boxes.tensor for boxes in targets]),
+                foreground=foreground,
+                ground_truth=foreground & (boxes == targets).all(1).cpu(),
+                boxes=boxes,
+                targets=targets,
                 **of_images,
             )
             samples.append(rois)

@@ -4,6 +4,7 @@ Read it before writing an adapter for another kind of detector: a subclass of `R
 its own, and a row in `bn_detect/probes/adapters/__init__.py`.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -114,6 +115,11 @@ class RoIHead(ABC):
         if self.sigmoid:  # background where no class has a probability above a half
             logits = F.pad(logits[:, : self.background], (0, 1))
         return logits.argmax(1)
+
+    def classes(self, logits: Tensor) -> Tensor:
+        """Return (R,) the most probable class, background left out."""
+        background = torch.arange(logits.shape[1], device=logits.device) == self.background
+        return logits.masked_fill(background, -math.inf).argmax(1)
 
     def _seed_generators(self, seed: int) -> None:
         torch.default_generator.manual_seed(seed)

@@ -61,14 +61,16 @@ class TorchvisionHead(RoIHead):
         samples = []
         for _ in range(times):
             boxes, _, labels, targets = self._heads.select_training_samples(proposals, truth)
-            joined = torch.cat(labels).cpu()
+            joined, deltas = torch.cat(labels).cpu(), torch.cat(targets)
+            foreground = joined != self.background
             rois = RoIs(
                 features=self._heads.box_roi_pool(features, boxes, resized.image_sizes),
                 image=image_of_each([len(b) for b in boxes]),
                 labels=joined,
-                foreground=joined != self.background,
+                foreground=foreground,
+                ground_truth=foreground & (deltas == 0).all(1).cpu(),
                 boxes=torch.cat(boxes),
-                targets=torch.cat(targets),
+                targets=deltas,
                 **of_images,
             )
             samples.append(rois)
