@@ -15,7 +15,7 @@ from ..layers import NormalizationBatch
 from ..probes import SwapReport, companion_swap, own_batch
 from ..probes.adapters import find_head
 from ..probes.registry import PROBES
-from ..probes.swaps.verdicts import QUESTIONS, judged, nameable
+from ..probes.swaps.verdicts import answers_of
 from ..runtime.checkpoint_file import add_trust_option
 from ..runtime.files import check_writable, write_json, write_text
 from ..runtime.user_modules import import_modules
@@ -224,22 +224,22 @@ def work(subject: Subject, args: argparse.Namespace, command: str) -> None:
 def summary(report: SwapReport, subject: Subject) -> str:
     """Say what the head reads, and how sure that is."""
     batch, workers = subject.partition.batch, subject.partition.virtual_workers
-    answers = {q: getattr(report, q.field).all for q in QUESTIONS}
-    read, _, undecided = judged(list(answers.values()))
+    answers = answers_of(vars(report))
     sizes = [
-        f"{a.mean:+.4f} nats [{a.low:.4f}, {a.high:.4f}]"
-        for q, a in answers.items()
-        if q.thing in (*read, *undecided)
+        f"{a.mean:+.4f} nats [{a.over_images.low:.4f}, {a.over_images.high:.4f}]"
+        for a in answers
+        if a.read or a.open
     ]
     lines = [f"**The head {report.verdict}{': ' * bool(sizes)}{', '.join(sizes)}.**", ""]
     if not find_head(subject.model).bn_layers:
         lines += ["It has no BatchNorm, so RoIs cannot meet in it.", ""]
     rows = []
-    for q, a in answers.items():
-        tested = [f"{a.p:.4f}", f"{nameable(a):.4f}"] if a.p == a.p else ["not tested", ""]
-        mean = str(a) if a.images else "not measured"
-        rows.append([q.name, mean, *tested, f"{a.rois} of {a.images} images"])
-    headers = ["nats per RoI", "mean [95% interval]", "p", "smallest that would show", "RoIs"]
+    for a in answers:
+        tested = [f"{a.p:.4f}", f"{a.detectable:.4f}"] if a.p == a.p else ["not tested", ""]
+        mean = str(a.over_images) if a.images else "not measured"
+        rows.append([a.question.name, mean, *tested, f"{a.rois} of {a.asked}", a.images])
+    headers = ["nats per RoI", "mean [95% interval]", "p", "smallest that would show"]
+    headers += ["RoIs with such companions", "images"]
     lines += [tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True), ""]
     lines += [
         f"Flipped predictions: {report.flip_rate} of the RoIs when companions come from other "

@@ -13,10 +13,9 @@ import numpy as np
 Array = np.ndarray[Any, np.dtype[Any]]
 
 RESAMPLES = 2000
-LEAST_IMAGES = 8  # with fewer there is no test
+LEAST_IMAGES = 20  # with fewer there is no test
 CONFIDENCE = 0.95
 LEVEL = (1 - CONFIDENCE) / 2  # of a one-sided test
-FOUND = 2.802  # 1.960 + 0.842 standard errors: one-sided 2.5%, 80% power
 
 
 @dataclass(frozen=True)
@@ -39,13 +38,13 @@ class Contrast(Interval):
 
     Attributes:
         p: one-sided p-value of a difference above 0, by the bootstrap; at least 1 / 2001. NaN with
-            fewer than 8 images, on which a bootstrap proves nothing; `detectable`, too.
-        detectable: the smallest true difference that would be found in 4 of 5 such measurements.
+            fewer than 20 images, on which the bootstrap finds too much; `error`, too.
+        error: the standard error, by the bootstrap.
         rois, images: how many were measured.
     """
 
     p: float
-    detectable: float
+    error: float
     rois: int
     images: int
 
@@ -82,15 +81,15 @@ def contrast(
     """Test whether paired differences are above 0 on average; arguments as of `bootstrap`."""
     mean, draws = _resampled(differences, images, weights, seed)
     number = len(set(images))
-    p = detectable = math.nan
+    p = error = math.nan
     if len(draws) and number >= LEAST_IMAGES:
         p = float((1 + (draws <= 0).sum()) / (1 + len(draws)))
-        detectable = FOUND * float(draws.std())
-    return Contrast(mean, *_percentiles(draws), p, detectable, len(differences), number)
+        error = float(draws.std())
+    return Contrast(mean, *_percentiles(draws), p, error, len(differences), number)
 
 
 def rate(
-    events: Sequence[bool],
+    events: Sequence[float],
     images: Sequence[int],
     weights: Sequence[float] | None = None,
     *,
@@ -104,7 +103,8 @@ def rate(
     counts as one RoI: 0 of 640 RoIs in 160 images gives [0, 0.023].
 
     Args:
-        events: one per RoI. Others as of `bootstrap`.
+        events: one per RoI, 0 or 1, or the share of repetitions with an event. Others as of
+            `bootstrap`.
     """
     mean, draws = _resampled(events, images, weights, seed)
     if not len(draws):

@@ -69,13 +69,15 @@ def mean_of(values: Sequence[float]) -> Estimate:
 def with_interval(intervals: Sequence[Mapping[str, float]]) -> Estimate | None:
     """Estimate a quantity that comes with an interval {mean, low, high} for each seed.
 
-    With one seed that interval is all there is; with several, the seeds' interval counts.
+    With one seed that interval is all there is; with several, the seeds' interval counts. Where all
+    seeds are equal that would be a point, as if 0 flips of 640 were never more; then it is the
+    widest of theirs.
     """
     estimate = over_seeds([interval["mean"] for interval in intervals])
-    if estimate is None or len(intervals) != 1:
+    if estimate is None or (len(intervals) > 1 and estimate.spread > 0):
         return estimate
-    (only,) = intervals
-    return Estimate(only["mean"], only["low"], only["high"], math.nan, estimate.values)
+    low, high = min(i["low"] for i in intervals), max(i["high"] for i in intervals)
+    return Estimate(estimate.mean, low, high, estimate.spread, estimate.values)
 
 
 def difference(first: Mapping[int, float], second: Mapping[int, float]) -> Estimate | None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from tabulate import tabulate
 
 from ..probes.intervals import LEVEL, holm
-from ..probes.swaps.verdicts import QUESTIONS, Answer, answers, phrase
+from ..probes.swaps.verdicts import QUESTIONS, Answer, answers, predicate
 from ..reporting.estimates import Estimate, difference, over_seeds, two_sided_p
 from .results import Findings
 
@@ -105,27 +105,22 @@ class Leaks:
         found = self.answers.get(arm)
         if found is None:
             return "not probed"
-        unknown = [a.question.thing for a in found if math.isnan(a.p)]
-        read, undecided = (
-            [a.question.thing for a in found if getattr(a, kind)] for kind in ("read", "open")
-        )
-        return phrase(read, unknown, undecided)
+        return predicate(found)
 
     def kind(self, arm: str) -> str:
         """Return what is to be said of an arm.
 
         "leaks", "open" (it leaks, but not after correction), "image" (it depends on the image
-        alone), "clean" or "unknown".
+        alone, after correction or before it), "clean" or "unknown".
         """
         found = self.answers.get(arm)
         if found is None or math.isnan(found[0].p):
             return "unknown"
-        read = [a.question for a in found if a.read]
-        if any(question.cheating for question in read):
+        if any(a.read and a.question.cheating for a in found):
             return "leaks"
         if any(a.open and a.question.cheating for a in found):
             return "open"
-        return "image" if read else "clean"
+        return "image" if any(a.read or a.open for a in found) else "clean"
 
     def sentence(self, arm: str) -> str:
         """Return the verdict on an arm with its numbers, and the arms that repair it."""
@@ -133,10 +128,10 @@ class Leaks:
         if not found:
             return self.verdict(arm)
         parts = [_numbers(answer) for answer in found]
-        parts.append(
-            f"{found[0].seeds} {'seed' if found[0].seeds == 1 else 'seeds'}, "
-            f"{max(a.images for a in found)} images, {max(a.rois for a in found)} RoIs"
-        )
+        reports = self._findings.by_arm("companion_swap")[arm]
+        if filled := sum(report.get("filled", 0) for report in reports):
+            of = sum(report["rois"] for report in reports)
+            parts.append(f"plain took companions of more images for {filled} of {of} RoIs")
         if cures := self._cures(arm):
             parts.append(f"repaired by {', '.join(cures)}")
         return f"{self.verdict(arm)}: {'; '.join(parts)}"
@@ -186,7 +181,9 @@ def _numbers(answer: Answer) -> str:
     spelled = ", ".join(f"[{i.low:.3f}, {i.high:.3f}] over {unit}" for unit, i in intervals)
     return (
         f"{answer.question.name} {answer.mean:+.3f} nats {spelled} "
-        f"(detectable: {answer.detectable:.3f})"
+        f"({answer.rois} of {answer.asked} RoIs, {answer.images} images, "
+        f"{answer.seeds} {'seed' if answer.seeds == 1 else 'seeds'}; "
+        f"detectable: {answer.detectable:.3f})"
     )
 
 

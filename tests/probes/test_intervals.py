@@ -86,8 +86,8 @@ def test_contrasts():
     plain = bootstrap(values, images)
     assert (found.mean, found.low, found.high) == (plain.mean, plain.low, plain.high)
     assert found.p < 0.001 and (found.rois, found.images) == (400, 200)
-    assert found.detectable == pytest.approx(2.8 / 20, rel=0.15)
-    assert contrast(-values, images).p > 0.999 and contrast([0.0] * 9, range(9)).p == 1
+    assert found.error == pytest.approx(1 / 20, rel=0.15)
+    assert contrast(-values, images).p > 0.999 and contrast([0.0] * 20, range(20)).p == 1
     nothing = contrast([], [])
     assert math.isnan(nothing.p) and nothing.rois == 0 and str(nothing) == "-"
 
@@ -109,7 +109,7 @@ def test_holm():
 
 
 def test_a_few_images_prove_nothing():
-    """Eight images are the fewest on which differences are tested."""
-    few, enough = (contrast([1.0] * n, range(n)) for n in (7, 8))
-    assert few.mean == 1 and math.isnan(few.p) and math.isnan(few.detectable)
+    """Twenty images are the fewest on which differences are tested."""
+    few, enough = (contrast([1.0] * n, range(n)) for n in (19, 20))
+    assert few.mean == 1 and math.isnan(few.p) and math.isnan(few.error)
     assert enough.p < 0.001

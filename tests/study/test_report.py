@@ -87,7 +87,7 @@ def test_tables_of_results_fit_explain_themselves_and_are_sorted(browser, tmp_pa
     widths = "[...document.querySelectorAll('table.results')].map(t => t.rows[0].cells.length)"
     assert page.evaluate(widths) == [7, 9]  # the most that a table has
     assert len(tables) == 2 and all(arms == list(aps) for arms in tables)
-    assert "2 seeds, 40 images, 160 RoIs" in page.inner_text(".verdicts li:first-child")
+    assert "(160 of 160 RoIs, 40 images, 2 seeds;" in page.inner_text(".verdicts li:first-child")
     header = page.locator("th", has_text="box AP (%)").first
     assert "precision" in header.get_attribute("title")
     cell = page.locator("td", has_text="9.5").first

@@ -7,6 +7,8 @@ from bn_detect.study.summary import Leaks, cells, claims, table, terminal_tables
 
 from .made_up import finished, run, study
 
+NUMBERS = "(not measured: the number of foreground RoIs)"
+
 
 def _runs(arm: str, swaps: list[float], ap: float, **more) -> dict:
     return {"runs": [run(arm, i, swap=s, ap=ap, **more) for i, s in enumerate(swaps)]}
@@ -28,18 +30,20 @@ def test_verdicts():
     sentences = {arm: found.sentence(arm) for arm in arms}
     kinds = ["leaks", "clean", "image", *["clean"] * 4, "unknown"]
     assert [found.kind(arm) for arm in arms] == kinds
-    assert sentences["one image"].startswith("reads labels: label leakage +0.550 nats [")
-    assert "3 seeds, 40 images, 240 RoIs" in sentences["one image"]
+    assert sentences["one image"].startswith(f"reads labels {NUMBERS}: label leakage +0.550 nats [")
+    assert "(240 of 240 RoIs, 40 images, 3 seeds; detectable: 0.0" in sentences["one image"]
     # Neither by what takes AP away nor by what saw other data; "two images" may leak as much.
     assert sentences["one image"].endswith("; repaired by cast, shuffled")
     # One seed of three leaks: the images are sure of it, but other seeds may not.
     (labels, _, _) = found.answers["two images"]
     assert labels.over_images.low > 0 > labels.over_seeds.low and not labels.read
     assert labels.detectable > 0.3
-    assert sentences["cast"].startswith("reads the image's statistics: ")
+    assert sentences["cast"].startswith(f"reads the image's statistics {NUMBERS}: ")
     assert "repaired" not in sentences["cast"]
-    assert sentences["worse"].startswith("reads neither labels nor the image's statistics: ")
-    assert "over seeds" not in sentences["worse"] and "1 seed, 40 images" in sentences["worse"]
+    assert sentences["worse"].startswith(
+        f"reads neither labels nor the image's statistics {NUMBERS}: "
+    )
+    assert "over seeds" not in sentences["worse"] and "40 images, 1 seed; " in sentences["worse"]
     assert sentences["empty"] == "not probed"
     assert "14 one-sided tests" in found.note and "Holm" in found.note
 
@@ -53,7 +57,7 @@ def test_what_is_seen_before_correction_alone_is_neither_affirmed_nor_denied(tmp
     found = Leaks(Findings(study(arms)))
     assert 0.025 / 14 < found.answers["weak"][0].p < 0.025
     assert [found.kind(arm) for arm in ("weak", "nothing")] == ["open", "clean"]
-    assert found.sentence("weak").startswith("reads labels, but not after correction: ")
+    assert found.sentence("weak").startswith(f"reads labels, but not after correction {NUMBERS}: ")
     report = write_report(study(arms), tmp_path).read_text()
     assert "A leak was seen, but not after correction, in weak." in report
 

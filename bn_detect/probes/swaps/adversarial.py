@@ -109,10 +109,9 @@ def adversarial_swap(
         return [row[number] for row in rows]
 
     own, average, worst = (bootstrap(column(i), images, weights, seed=seed) for i in range(3))
-    flip_rate = bootstrap(column(3), images, weights, seed=seed)
-    worst_flips = rate([bool(f) for f in column(4)], images, weights, seed=seed)
+    flips, worst_flips = (rate(column(i), images, weights, seed=seed) for i in (3, 4))
     number = len(set(images))
-    return AdversarialReport(own, average, worst, flip_rate, worst_flips, number, len(rows))
+    return AdversarialReport(own, average, worst, flips, worst_flips, number, len(rows))
 
 
 class _Search:

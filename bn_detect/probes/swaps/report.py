@@ -9,7 +9,7 @@ from tabulate import tabulate
 from ..intervals import Contrast, Interval, bootstrap, contrast, rate
 from .companions import NULLS
 from .targets import FlipExample, Target, chosen, columns
-from .verdicts import QUESTIONS, judged, nameable, phrase
+from .verdicts import answers_of, phrase, predicate
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class SwapReport:
         flip_rate, null_flip_rate: share of RoIs whose predicted class changes in the plain swap.
         swaps: every swap of `companions`, by name.
         label_leakage, image_dependence, foreground_dependence: see `companion_swap`.
-        verdict: what the head reads, by these three, corrected for being three (Holm).
+        verdict: what the head reads, by these three; see `verdicts.answers`.
         images, rois: how many were measured.
         filled: RoIs for which plain had to take companions of more images, or some twice.
         background: the class index of background.
@@ -124,9 +124,9 @@ class SwapReport:
         headers = ["companions", "change (nats)", "null", "flipped", "null", "RoIs", "not measured"]
         every = tabulate(rows, headers=headers, disable_numparse=True)
         rows = [
-            [q.name, d.all, d.foreground, f"{d.all.p:.4f}", f"{nameable(d.all):.4f}", d.all.rois]
-            for q in QUESTIONS
-            for d in [getattr(self, q.field)]
+            [a.question.name, d.all, d.foreground, f"{a.p:.4f}", f"{a.detectable:.4f}", a.rois]
+            for a in answers_of(vars(self))
+            for d in [getattr(self, a.question.field)]
         ]
         headers = ["nats", "all RoIs", "foreground", "p", "detectable", "RoIs"]
         differences = tabulate(rows, headers=headers, disable_numparse=True)
@@ -142,7 +142,8 @@ def swap_report(
     """Summarize the targets, and those that flip; `seed` of the bootstrap."""
     foreground = [t for t in targets if t.foreground]
     swaps = {name: _row(targets, name, null, seed) for name, null in NULLS.items()}
-    found = {q.field: _dependence(targets, q.after, q.before, seed) for q in QUESTIONS}
+    per_roi = columns(targets)
+    found = answers_of({"per_roi": per_roi})
     # Where no loss changes at all under any swap, few images are enough.
     reads_any = not targets or any(t.change(name) for t in targets for name in t.readings)
     return SwapReport(
@@ -153,14 +154,16 @@ def swap_report(
         flip_rate=_rate(targets, "plain", seed),
         null_flip_rate=_rate(targets, "resampled", seed),
         swaps=swaps,
-        **found,
-        # One family of tests: it finds something where there is nothing in 2.5% of reports at most.
-        verdict=phrase(*judged([d.all for d in found.values()])) if reads_any else phrase([]),
+        **{
+            q.field: _dependence(targets, q.after, q.before, seed)
+            for q in (answer.question for answer in found)
+        },
+        verdict=predicate(found) if reads_any else phrase([]),
         images=len({t.image for t in targets}),
         rois=len(targets),
         filled=sum(t.filled for t in targets),
         background=background,
-        per_roi=columns(targets),
+        per_roi=per_roi,
         flips=chosen(flips),
     )
 

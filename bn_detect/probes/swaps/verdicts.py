@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ...reporting.estimates import mean_of
-from ..intervals import FOUND, LEAST_IMAGES, LEVEL, Contrast, Interval, contrast, holm
+from ..intervals import LEAST_IMAGES, LEVEL, Interval, contrast, holm
 
 # Nats, by which a head must be worse for a verdict to name what it reads. Less means nothing,
 # however sure: matching the classes of companions costs a head that can read nothing 0.004 nats.
@@ -30,6 +30,7 @@ class Question:
         thing: what the head reads if the difference is above 0.
         after, before: the swaps.
         cheating: whether a head that reads it looks at what other RoIs are.
+        control: another swap, which must be above `before`, too; "": there is none.
     """
 
     field: str
@@ -38,6 +39,7 @@ class Question:
     after: str
     before: str
     cheating: bool
+    control: str = ""
 
 
 QUESTIONS = (
@@ -49,6 +51,8 @@ QUESTIONS = (
         "same_class",
         "resampled_class",
         False,
+        # Matching classes costs a little by itself. Other images of any classes must cost, too.
+        control="any_class",
     ),
     Question(
         "foreground_dependence",
@@ -70,10 +74,13 @@ class Answer:
         mean: the mean over the seeds.
         over_seeds: Student's 95% interval; None with one seed.
         over_images: the 95% bootstrap interval over images, each drawn with its RoIs of all seeds.
-        p: one-sided p-value of a mean above 0; see `answers`.
+        p: one-sided p-value of a mean above 0; see `answers`. Where the question has a control,
+            the larger one of the two, so that both must be above 0.
         detectable: the smallest true mean that would be found in 4 of 5 such studies, as strictly
             as the first step of Holm's correction tests; at least what is not negligible.
         rois, images, seeds: how many were measured; RoIs of all seeds.
+        asked: of how many RoIs; the others found too few companions or, where the question is
+            about the number of foreground RoIs, it would not have changed.
         error, freedom: standard error of the mean over images and seeds, its degrees of freedom.
         read: whether the mean is above 0 by Holm's correction over all that is asked, and not
             negligible.
@@ -88,6 +95,7 @@ class Answer:
     rois: int
     images: int
     seeds: int
+    asked: int
     error: float
     freedom: float
     read: bool = False
@@ -135,24 +143,15 @@ def answers(arms: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, tuple[
     }
 
 
-def judged(found: Sequence[Contrast]) -> tuple[list[str], list[str], list[str]]:
-    """Sort the things of `QUESTIONS` by one head's differences, one family of tests.
-
-    Returns:
-        what it reads, what could not be measured, and what is undecided: see `phrase`.
-    """
-    judgements = list(zip(QUESTIONS, found, holm([d.p for d in found]), strict=True))
-    enough = [(q, d, rejects) for q, d, rejects in judgements if d.mean >= NEGLIGIBLE]
-    return (
-        [q.thing for q, _, rejects in enough if rejects],
-        [q.thing for q, d, _ in judgements if math.isnan(d.p)],
-        [q.thing for q, d, rejects in enough if d.p <= LEVEL and not rejects],
-    )
+def answers_of(report: Mapping[str, Any]) -> tuple[Answer, ...]:
+    """Answer each question about one head, from the mapping of its swap report."""
+    return answers({"": [report]})[""]
 
 
-def nameable(found: Contrast) -> float:
-    """Return the smallest true difference that a verdict would name in 4 of 5 cases."""
-    return max(found.detectable, NEGLIGIBLE)
+def predicate(found: Sequence[Answer]) -> str:
+    """Return what the heads of an arm read, as `phrase` puts it."""
+    read, undecided = ([a.question.thing for a in found if getattr(a, k)] for k in ("read", "open"))
+    return phrase(read, [a.question.thing for a in found if math.isnan(a.p)], undecided)
 
 
 def phrase(read: Sequence[str], unknown: Sequence[str] = (), undecided: Sequence[str] = ()) -> str:
@@ -165,6 +164,7 @@ def phrase(read: Sequence[str], unknown: Sequence[str] = (), undecided: Sequence
     """
     usual = [question.thing for question in QUESTIONS[:2]]
     missing = [thing for thing in usual if thing in unknown]
+    left_out = [question.thing for question in QUESTIONS if question.thing in unknown]
     if undecided:
         maybe = f"{' and '.join(undecided)}, but not after correction"
         verdict = f"reads {' and '.join(read)} (and {maybe})" if read else f"reads {maybe}"
@@ -176,18 +176,28 @@ def phrase(read: Sequence[str], unknown: Sequence[str] = (), undecided: Sequence
         verdict = f"does not read {next(thing for thing in usual if thing not in missing)}"
     else:
         verdict = f"reads neither {' nor '.join(usual)}"
-    return verdict + (f" (not measured: {', '.join(missing)})" if missing else "")
+    return verdict + (f" (not measured: {', '.join(left_out)})" if left_out else "")
 
 
 def _answer(question: Question, reports: Sequence[Mapping[str, Any]]) -> Answer:
+    answer = _difference(question, question.after, reports)
+    if question.control:
+        control = _difference(question, question.control, reports)
+        answer = dataclasses.replace(answer, p=float(np.maximum(answer.p, control.p)))
+    return answer
+
+
+def _difference(question: Question, after: str, reports: Sequence[Mapping[str, Any]]) -> Answer:
     differences: list[float] = []
     images: list[int] = []
     weights: list[float] = []
     means: list[float] = []
+    asked = 0
     for report in reports:
         rows = report.get("per_roi") or {}
-        names = (f"{name}_classification" for name in (question.after, question.before))
+        names = (f"{name}_classification" for name in (after, question.before))
         columns = zip(*(rows.get(name) or () for name in (*names, "image", "weight")), strict=False)
+        asked += len(rows.get("image") or ())
         known = [(a - b, i, w) for a, b, i, w in columns if a is not None and b is not None]
         if not known:
             continue
@@ -199,7 +209,7 @@ def _answer(question: Question, reports: Sequence[Mapping[str, Any]]) -> Answer:
         weights += share.tolist()
     pooled = contrast(differences, images, weights)
     over_images = Interval(pooled.mean, pooled.low, pooled.high)
-    error = pooled.detectable / FOUND
+    error = pooled.error
     if len(means) < 2 or math.isnan(pooled.p):
         over_seeds, p, freedom = None, pooled.p, math.inf
     else:
@@ -225,6 +235,7 @@ def _answer(question: Question, reports: Sequence[Mapping[str, Any]]) -> Answer:
         pooled.rois,
         pooled.images,
         len(means),
+        asked,
         error,
         freedom,
     )

@@ -11,7 +11,7 @@ from detectron2.config import CfgNode
 from tabulate import tabulate
 from torch import nn
 
-from ...probes.swaps.verdicts import QUESTIONS, answers, phrase
+from ...probes.swaps.verdicts import QUESTIONS, answers_of, phrase
 from ...reporting.columns import Column, Result
 from ...reporting.drawing import Results
 from .measure import Measure, Options
@@ -25,10 +25,9 @@ def known_answer(subject: Subject, options: Options, kept: Result) -> Iterator[d
     report = subject.results.get("companion_swap")
     if not report:
         raise ValueError("there is no swap to judge: name the measure companion_swap too")
-    found = answers({"": [report]})[""]
     yield {
         "expected": [thing for thing in THINGS if thing in options["reads"]],
-        "read": [answer.question.thing for answer in found if answer.read],
+        "read": [answer.question.thing for answer in answers_of(report) if answer.read],
     }
 
 

@@ -16,6 +16,7 @@ from ..toy import CHANNELS, GRID, OBJECTS, ROIS, detector, image, train
 
 PER_IMAGE = NormalizationBatch("images")
 ZERO = (0.0, 0.0, 0.0)
+NUMBERS = "(not measured: the number of foreground RoIs)"  # all images have as many objects
 
 
 def scenes(values: list[list[float]], classes: list[Tensor], background: float) -> list[list[dict]]:
@@ -37,17 +38,17 @@ def about(interval: Interval) -> tuple[float, float, float]:
 def test_a_head_that_reads_the_image_alone():
     """Every RoI of a batch has one value; the next batch has the opposite, and the same class."""
     objects = torch.zeros(OBJECTS, dtype=torch.int64)
-    data = scenes([[v] * 4 for v in (1.0, -1.0, 1.0, -1.0)], [objects] * 4, 0.0)
+    data = scenes([[v] * 4 for v in [1.0, -1.0] * 3], [objects] * 4, 0.0)
     report = companion_swap(
-        toy.batch_reader(-0.1, 0.5), data, 4, partition=PER_IMAGE, foreign_batches=1
+        toy.batch_reader(-0.1, 0.5), data, 6, partition=PER_IMAGE, foreign_batches=1
     )
-    assert about(report.label_leakage.all) == ZERO and report.label_leakage.all.rois == 64
+    assert about(report.label_leakage.all) == ZERO and report.label_leakage.all.rois == 96
     for name in ("same_class", "any_class"):
         assert report.swaps[name].change == report.classification.change
         assert report.swaps[name].not_measured == 0
     assert report.swaps["other_class"].rois == 0  # there is no other class
     assert report.image_dependence.all.mean == report.classification.change.mean > 0
-    assert report.verdict == "reads the image's statistics"
+    assert report.verdict == f"reads the image's statistics {NUMBERS}"
 
 
 def class_reader() -> GeneralizedRCNN:
@@ -65,7 +66,7 @@ def class_reader() -> GeneralizedRCNN:
 def class_images() -> list[list[dict]]:
     """Images of one class each; objects have the value 1 or -1 by their class, background has 0."""
     made = []
-    for _ in range(3):
+    for _ in range(6):
         images = []
         for label in (0, 1, 0, 1):
             cells = torch.zeros(GRID**2, CHANNELS)
@@ -76,8 +77,8 @@ def class_images() -> list[list[dict]]:
 
 
 def test_a_head_that_reads_labels_alone():
-    report = companion_swap(class_reader(), class_images(), 3, partition=PER_IMAGE)
-    assert about(report.image_dependence.all) == ZERO and report.image_dependence.all.rois == 48
+    report = companion_swap(class_reader(), class_images(), 6, partition=PER_IMAGE)
+    assert about(report.image_dependence.all) == ZERO and report.image_dependence.all.rois == 96
     assert report.swaps["same_class"].change == Interval(*ZERO)
     # The mean of the group turns round, but for the object itself.
     own, other = OBJECTS / ROIS, -(OBJECTS - 2) / ROIS
@@ -96,7 +97,7 @@ def test_a_head_that_reads_labels_alone():
     assert report.label_leakage.foreground.mean == pytest.approx(
         report.swaps["any_class"].change.mean / 0.5, rel=0.2
     )
-    assert report.verdict == "reads labels"
+    assert report.verdict == f"reads labels {NUMBERS}"
     assert report.swaps["other_class"].flip_rate.low > report.swaps["same_class"].flip_rate.mean
 
 
@@ -151,7 +152,7 @@ def test_trained_heads(cause):
         if name != cause and dependence.all.rois:
             assert dependence.all.low < 0.01
     if cause == "neither":
-        assert report.verdict == "reads neither labels nor the image's statistics"
+        assert report.verdict == f"reads neither labels nor the image's statistics {NUMBERS}"
     else:
         assert cause in report.verdict
     if cause == "labels":
@@ -171,5 +172,5 @@ def test_what_was_not_measured_is_said():
     assert report.swaps["other_class"].rois == 24
     assert math.isnan(report.label_leakage.all.mean)
     assert "cannot be judged" in report.verdict
-    assert "not measured: labels, the image's statistics" in report.verdict
+    assert "not measured: labels, the image's statistics, the number" in report.verdict
     assert " - " in str(report) and report.verdict in str(report)

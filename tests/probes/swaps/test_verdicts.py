@@ -1,6 +1,5 @@
 """Verdicts over seeds, images and arms, against Student's test and the bootstrap of each alone."""
 
-import dataclasses
 import math
 
 import numpy as np
@@ -8,7 +7,15 @@ import pytest
 from scipy import stats
 
 from bn_detect.probes.intervals import contrast
-from bn_detect.probes.swaps.verdicts import NEGLIGIBLE, QUESTIONS, Answer, answers, judged, phrase
+from bn_detect.probes.swaps.verdicts import (
+    NEGLIGIBLE,
+    QUESTIONS,
+    Answer,
+    answers,
+    answers_of,
+    phrase,
+    predicate,
+)
 
 IMAGES = 30
 
@@ -95,14 +102,15 @@ def test_what_was_not_measured_is_not_answered():
 
 def test_a_verdict_denies_nothing_that_was_not_measured():
     labels, image, number = (question.thing for question in QUESTIONS)
-    assert phrase([]) == f"reads neither {labels} nor {image}" == phrase([], [number])
+    assert phrase([]) == f"reads neither {labels} nor {image}"
+    assert phrase([], [number]) == f"reads neither {labels} nor {image} (not measured: {number})"
     assert phrase([], [image]) == f"does not read {labels} (not measured: {image})"
     assert phrase([image], [labels]) == f"reads {image} (not measured: {labels})"
     assert phrase([], [], [labels]) == f"reads {labels}, but not after correction"
     both = phrase([image], [], [labels])
     assert both == f"reads {image} (and {labels}, but not after correction)"
     said = phrase([], [labels, image, number])
-    assert "cannot be judged" in said and "read" not in said and "8 images" in said
+    assert "cannot be judged" in said and "read" not in said and "20 images" in said
 
 
 @pytest.mark.parametrize(("mean", "named"), [(0.5, False), (1.5, True)])
@@ -111,9 +119,36 @@ def test_a_negligible_difference_is_not_named_however_sure(mean, named):
     found = label_leakage(values, values)
     assert found.p < 1e-6 and found.read == named and not found.open
     assert found.detectable == NEGLIGIBLE
-    alone = contrast(values, range(IMAGES))
-    other = dataclasses.replace(alone, p=0.5)
-    for p in (0.001, 0.02):  # 0.02 is below the level of one test, and not of three
-        read, unknown, undecided = judged([dataclasses.replace(alone, p=p), other, other])
-        assert (bool(read), bool(undecided)) == (named and p < 0.01, named and p > 0.01)
-        assert not unknown
+
+
+def with_null(labels: float, image: float, cost: float) -> dict:
+    """A report of a head that reads both to an extent, where matching classes costs by itself."""
+    made = report(np.full(IMAGES, labels + image))
+    made["per_roi"]["same_class_classification"] = [image + cost] * IMAGES
+    return made
+
+
+@pytest.mark.parametrize(
+    ("labels", "image", "cost", "read"),
+    [
+        (0.0, 0.0, 0.03, set()),  # the shuffled heads of blood cells
+        (0.0, 0.3, 0.03, {"the image's statistics"}),
+        (0.3, 0.0, 0.0, {"labels"}),
+        (0.3, 0.3, 0.03, {"labels", "the image's statistics"}),
+    ],
+)
+def test_the_cost_of_matching_classes_is_not_the_image(labels, image, cost, read):
+    found = answers_of(with_null(labels, image, cost))
+    assert {a.question.thing for a in found if a.read} == read
+    assert found[1].mean == pytest.approx(image + cost)  # it is shown all the same
+    seeds = answers({"a": [with_null(labels, image, cost)] * 2})["a"]
+    assert [a.read for a in seeds] == [a.read for a in found]
+    assert all(thing in predicate(found) for thing in read)
+
+
+def test_the_control_must_be_measured():
+    made = with_null(0.0, 0.3, 0.0)
+    made["per_roi"]["any_class_classification"][5:] = [None] * (IMAGES - 5)
+    labels, image, _ = answers_of(made)
+    assert math.isnan(labels.p) and math.isnan(image.p) and image.rois == image.asked == IMAGES
+    assert labels.rois == 5 and labels.asked == IMAGES
