@@ -132,6 +132,41 @@ def test_a_measure(tmp_path):
     assert run(tmp_path, MEASURE)[-1] == "weight_norm 5.0"
 
 
+CARRIED_OUT = f"""
+name: "Norms"
+base: "{REPOSITORY}/configs/leaky-shapes/faster_rcnn_small.yaml"
+imports: ["weight_norm"]
+datasets:
+  tiny: {{kind: "leaky_shapes", images: 8}}
+options:
+  DATASETS.TRAIN: ["tiny_train"]
+  DATASETS.TEST: ["tiny_val"]
+  SOLVER.MAX_ITER: 1
+  SOLVER.IMS_PER_BATCH: 2
+  MODEL.ROI_BN.VIRTUAL_WORKERS: 1
+  TEST.PRECISE_BN.ENABLED: false
+  MODEL.DEVICE: "cpu"
+measure: ["weight_norm"]
+arms: [{{name: "one"}}]
+"""
+# The measuring process is a fork of one that was started without the user's module.
+CARRY_OUT = """
+from bn_detect.commands.main import main
+if __name__ == "__main__":
+    assert main(["study", "study.yaml", "--output", "out"]) == 0
+"""
+
+
+def test_a_measure_in_a_study_that_is_carried_out(tmp_path):
+    (file,) = blocks("A measure")
+    (tmp_path / "weight_norm.py").write_text(file)
+    (tmp_path / "study.yaml").write_text(CARRIED_OUT)
+    run(tmp_path, CARRY_OUT)
+    header, _, row = (tmp_path / "out/table.md").read_text().strip().splitlines()[-3:]
+    at = [cell.strip() for cell in header.split("|")].index("norm of the weights")
+    assert float(row.split("|")[at]) > 0
+
+
 def test_a_study(tmp_path, capsys, monkeypatch):
     (text,) = blocks("A study", "yaml")
     (tmp_path / "studies").mkdir()

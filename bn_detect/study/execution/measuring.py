@@ -96,6 +96,7 @@ def measure(folder: Path) -> None:
     """
     measurements = Measurements(folder)
     measurements.write()
+    import_modules(measurements.run["imports"])  # they may register the measures
     missing = [name for name in measurements.run["measure"] if measurements.missing(name)]
     missing.sort(key=lambda name: not MEASURES[name].first)
     processes = measurements.run["processes"]
