@@ -109,7 +109,12 @@ def _replacing(target: Path) -> Iterator[Path]:
         yield building
         if target.exists():
             target.rename(old)
-        building.rename(target)
+        try:
+            building.rename(target)
+        except OSError:
+            if old.exists():
+                old.rename(target)
+            raise
     except OSError as error:
         message = f"{error.strerror or error}; what was there before is intact"
         raise OSError(error.errno, message, error.filename or str(building)) from error

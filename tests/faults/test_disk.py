@@ -133,6 +133,22 @@ def test_dataset(full_disk, happened):
     happened(str(error.value).replace(str(folder), "FOLDER"))
 
 
+def test_a_dataset_that_cannot_be_put_in_place_leaves_the_one_before(tmp_path, monkeypatch):
+    name, options = "leaky_shapes_kept", {"kind": "leaky_shapes", "images": 1, "val_images": 1}
+    prepare_dataset(name, options, root=tmp_path)
+    kept, rename = listed(tmp_path), Path.rename
+
+    def refuse(path: Path, target: Path) -> Path:
+        if path.name.endswith(".building"):
+            raise OSError(errno.EACCES, "Permission denied", str(path))
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(OSError, match="before is intact"):
+        prepare_dataset(name, options | {"images": 2}, root=tmp_path, force=True)
+    assert listed(tmp_path) == kept and not prepare_dataset(name, options, root=tmp_path)
+
+
 @pytest.mark.fault(
     "no space left at the first checkpoint of two workers (tmpfs)",
     should="exit code 2, the file is named, no process is left",

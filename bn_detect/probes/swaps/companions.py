@@ -1,7 +1,10 @@
 """The companion swaps: which RoIs take the place of a RoI's companions in its normalization batch.
 
-Each swap changes one thing about the companions and keeps the others. Its null draws companions
-from the RoI's own images by a like rule: it shows what an exchange of RoIs does by itself.
+Each swap changes one thing about the companions and keeps the others. Its null shows what an
+exchange of RoIs does by itself. Nulls draw from the RoI's own images: resampled as many foreground
+and background RoIs of each image as before, of any classes; resampled_class as many RoIs of each
+class of each image. That keeps the classes better than same_class can, which takes them from other
+images: matching costs a head that reads nothing a little, too (docs/probes.md).
 
 | swap | companions are | number of foreground | classes | from | null |
 |---|---|---|---|---|---|
@@ -111,6 +114,7 @@ class Swaps:
         return Companions(pool, picks, bool(elsewhere) or len(picks.unique()) < len(picks))
 
     def _resampled(self, members: Tensor, index: int) -> Companions | None:
+        """The null of plain: of each own image, as many RoIs of each kind from a second sample."""
         rois, pool = self._rois, self._again
         never = pool.at(rois, index)
         picks = replacements(
@@ -197,6 +201,7 @@ class Swaps:
         return Companions(pool, picks)
 
     def _resampled_class(self, members: Tensor) -> Companions | None:
+        """The null of the others: of each own image, as many RoIs of each class as before."""
         rois, wanted = self._rois, []
         for image in rois.image[members].unique():
             of_image = rois.image[members] == image
