@@ -151,20 +151,24 @@ def work(cfg: CfgNode, args: argparse.Namespace) -> None:
 
 
 def set_up(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Log to the terminal and OUTPUT_DIR, keep the config there, and seed: as Detectron2's
-    `default_setup`, but with this package's messages, and a config.yaml that is written whole."""
-    rank, path = comm.get_rank(), Path(cfg.OUTPUT_DIR, "config.yaml")
+    """Log to the terminal and OUTPUT_DIR, and seed: as Detectron2's `default_setup`, but with this
+    package's messages, and config.yaml is left to `keep_config`."""
+    rank = comm.get_rank()
     for name in ("fvcore", "detectron2", "bn_detect"):
         setup_logger(cfg.OUTPUT_DIR, rank, name=name, enable_propagation=name == "bn_detect")
-    text = cfg.dump()
     logger.info("Rank of current process: %d. World size: %d", rank, comm.get_world_size())
     logger.info("Environment:\n%s", collect_env_info())
-    logger.info("Command line: %s\nConfig:\n%s", args, text)
-    if comm.is_main_process() and not (args.eval_only and path.exists()):
-        write_text(path, text)
+    logger.info("Command line: %s\nConfig:\n%s", args, cfg.dump())
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank)
     if not args.eval_only:
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
+
+
+def keep_config(cfg: CfgNode, *, replace: bool) -> None:
+    """Write OUTPUT_DIR/config.yaml, whole; one that is there stays unless `replace`."""
+    path = Path(cfg.OUTPUT_DIR, "config.yaml")
+    if comm.is_main_process() and (replace or not path.exists()):
+        write_text(path, cfg.dump())
 
 
 def train(cfg: CfgNode, args: argparse.Namespace) -> dict | None:
@@ -176,12 +180,14 @@ def train(cfg: CfgNode, args: argparse.Namespace) -> dict | None:
     trainer = BNTrainer(cfg, checked=True)
     trainer.checkpointer.trust = args.trust_checkpoint
     trainer.resume_or_load(resume=args.resume)
+    keep_config(cfg, replace=True)  # only now: a refused --resume leaves the run as it was
     trainer.train()
     return getattr(trainer, "_last_eval_results", None)
 
 
 def evaluate(cfg: CfgNode, args: argparse.Namespace) -> dict:
     """Return the results of the checkpoint, with --eval-stats by kind of statistics."""
+    keep_config(cfg, replace=False)  # of a training, if there is one
     model = BNTrainer.build_model(cfg)
     trust = args.trust_checkpoint
     checkpointer = AtomicCheckpointer(model, save_dir=cfg.OUTPUT_DIR, trust=trust)

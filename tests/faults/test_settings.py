@@ -142,13 +142,14 @@ KEYS = {"SOLVER__MAX_ITER": 2, "SOLVER__IMS_PER_BATCH": 2}
     should="exit code 2; key, old and new value are named, and the checkpoint stays",
 )
 def test_resume_with_other_settings(key, server, started, happened):
-    before = (started / "model_final.pth").read_bytes()
+    kept = [started / name for name in ("model_final.pth", "config.yaml")]
+    before = [path.read_bytes() for path in kept]
     keys = KEYS | {key.replace(".", "__"): CHANGES[key]}
     run = server.start(started, "--num-gpus", 2, "--resume", **keys)
     assert run.wait() == 2, run.printed[-2000:]
     (line, *_) = [line for line in run.printed.splitlines() if line.startswith("error: ")]
     assert f"{key} was" in line and f"is {CHANGES[key]!r}" in line
-    assert (started / "model_final.pth").read_bytes() == before
+    assert [path.read_bytes() for path in kept] == before
     happened(line.replace(str(started), "FOLDER"))
 
 
