@@ -179,6 +179,12 @@ def train(cfg: CfgNode, args: argparse.Namespace) -> dict | None:
         neighbours(ranks, timeout=timedelta(seconds=args.dist_timeout))
     trainer = BNTrainer(cfg, checked=True)
     trainer.checkpointer.trust = args.trust_checkpoint
+    if not args.resume and trainer.checkpointer.has_checkpoint() and comm.is_main_process():
+        logger.warning(
+            "OUTPUT_DIR %s holds checkpoints of another run, which this one replaces; --resume goes "
+            "on from them",
+            cfg.OUTPUT_DIR,
+        )
     trainer.resume_or_load(resume=args.resume)
     keep_config(cfg, replace=True)  # only now: a refused --resume leaves the run as it was
     trainer.train()

@@ -17,6 +17,9 @@ SETTINGS = {
 }
 
 
+REPLACES = "holds checkpoints of another run, which this one replaces; --resume goes on from them"
+
+
 def final_state(folder) -> dict:
     return torch.load(folder / "model_final.pth", weights_only=False)
 
@@ -49,10 +52,16 @@ def test_random_seed_is_kept_for_the_resumed_run(train_net, tmp_path):
     train_net.run(train_net.arguments(tmp_path, **settings))
     whole = final_state(tmp_path)
     (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
-    train_net.run(train_net.arguments(tmp_path, "--resume", **settings))
+    assert REPLACES not in train_net.run(train_net.arguments(tmp_path, "--resume", **settings))
     resumed = final_state(tmp_path)
     assert resumed["trainer"]["seed"] == whole["trainer"]["seed"]
     assert_same_bits(resumed["model"], whole["model"])
+
+
+def test_a_run_without_resume_says_that_it_replaces_another(train_net, tmp_path):
+    (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
+    printed = train_net.run(train_net.arguments(tmp_path, SOLVER__MAX_ITER=1))
+    assert f"OUTPUT_DIR {tmp_path} {REPLACES}" in printed
 
 
 KILL_WHILE_SAVING = """
