@@ -29,7 +29,7 @@ from ..engine.evaluation import evaluate_under, evaluation_table, precise_bn
 from ..engine.trainer import BNTrainer
 from ..runtime.checkpoint_file import add_trust_option
 from ..runtime.checkpointer import AtomicCheckpointer
-from ..runtime.files import write_json, write_text
+from ..runtime.files import check_is_folder, write_json, write_text
 from ..runtime.folder_lock import sole_user
 from ..runtime.launch import expected_world_size, launch, share_cores
 from ..runtime.user_modules import import_modules
@@ -54,13 +54,14 @@ def argument_parser() -> argparse.ArgumentParser:
     )
     url = default_argument_parser().get_default("dist_url")
     add = parser.add_argument
-    add("--config-file", default="", metavar="FILE", help="YAML, or a LazyConfig .py")
+    add("--config-file", required=True, metavar="FILE", help="YAML, or a LazyConfig .py")
     add("--resume", action="store_true", help="go on from the checkpoint in OUTPUT_DIR, if any")
     add("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS; train nothing")
-    add("--num-gpus", type=int, default=1, metavar="N", help="of a machine (CPU: processes)")
+    gpus = "GPUs per machine, or processes on a CPU"
+    add("--num-gpus", type=int, default=1, metavar="N", help=gpus)
     add("--num-machines", type=int, default=1, metavar="N", help="default: %(default)s")
-    add("--machine-rank", type=int, default=0, metavar="N", help="of this machine, from 0")
-    add("--dist-url", default=url, metavar="tcp://HOST:PORT", help="of the first of several")
+    add("--machine-rank", type=int, default=0, metavar="N", help="rank of this machine, from 0")
+    add("--dist-url", default=url, metavar="tcp://HOST:PORT", help="address of the first machine")
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys")
     add(
         "--dist-timeout",
@@ -115,6 +116,7 @@ def check(cfg: CfgNode, args: argparse.Namespace, world_size: int) -> None:
         raise ValueError(f"--eval-stats {kinds} needs --eval-only; without it, a run trains")
     if args.num_machines > 1 and "://" not in args.dist_url:
         raise ValueError(f"--dist-url is {args.dist_url!r}; it must be tcp://HOST:PORT")
+    check_is_folder(cfg.OUTPUT_DIR, "OUTPUT_DIR")
     check_weights(cfg, resume=args.resume)
     statistics, precise = args.eval_stats or (), cfg.TEST.PRECISE_BN.ENABLED
     reads_training = not args.eval_only or precise or "precise" in statistics
@@ -181,8 +183,8 @@ def train(cfg: CfgNode, args: argparse.Namespace) -> dict | None:
     trainer.checkpointer.trust = args.trust_checkpoint
     if not args.resume and trainer.checkpointer.has_checkpoint() and comm.is_main_process():
         logger.warning(
-            "OUTPUT_DIR %s holds checkpoints of another run, which this one replaces; --resume goes "
-            "on from them",
+            "OUTPUT_DIR %s holds checkpoints of another run, which this one replaces; --resume "
+            "goes on from them",
             cfg.OUTPUT_DIR,
         )
     trainer.resume_or_load(resume=args.resume)

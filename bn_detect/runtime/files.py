@@ -126,6 +126,15 @@ def _finite(value: Any) -> Any:
     return value
 
 
+def check_is_folder(path: str | Path, name: str) -> None:
+    """Raise ValueError where `path` is no folder and cannot become one; the message calls it
+    `name`."""
+    for part in (Path(path), *Path(path).parents):
+        if part.exists() and not part.is_dir():
+            what = "which" if part == Path(path) else str(part)
+            raise ValueError(f"{name} is {str(path)!r}, {what} is a file; it must be a folder")
+
+
 def as_folder_name(name: str, what: str) -> str:
     """Return `name`, a single part of a path, so that what has it stays in the folder it is put in.
 

@@ -106,6 +106,25 @@ def test_weights(tmp_path, capsys, monkeypatch):
     assert code("gone.pth") == 2
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("file", "which is a file"), ("file/run", "{file} is a file")],
+)
+def test_an_output_dir_that_is_a_file(name, said, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("bn_detect.commands.train.launch", None)  # nothing may start
+    (tmp_path / "file").touch()
+    output, said = tmp_path / name, said.format(file=tmp_path / "file")
+    assert main(["--config-file", CONFIG, "OUTPUT_DIR", str(output)]) == 2
+    expected = f"error: OUTPUT_DIR is {str(output)!r}, {said}; it must be a folder\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_train_without_a_config_file(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["SOLVER.MAX_ITER", "4"])
+    assert end.value.code == 2 and "required: --config-file" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("number", [0, -1])
 @pytest.mark.parametrize("command", [main, rewrite.main, domain_shift.main])
 def test_too_few_workers(command, number, capsys, tmp_path):
