@@ -25,6 +25,7 @@ from torch import nn
 from ..data import BNDatasetMapper
 from ..layers.convert import layouts_of
 from .files import find
+from .values import check_keys
 
 SUFFIX = ".py"
 OVERRIDE = re.compile(r"[+~]*[a-z]\w*(\.\w+)+")  # a key of LazyConfig; those of YAML are capitals
@@ -82,6 +83,7 @@ def merge_lazy_config(cfg: CfgNode, file: str, words: Sequence[Any]) -> list[Any
             no effect here.
     """
     overrides, pairs = _divided(words)
+    check_keys(pairs)
     path = str(find(file).resolve())
     tree = _load(path, overrides)
     node = cfg.MODEL.LAZY_CONFIG

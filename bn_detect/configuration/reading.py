@@ -13,7 +13,7 @@ from detectron2.config import CfgNode
 from .files import find
 from .keys import default_config
 from .lazy_config import SUFFIX, merge_lazy_config
-from .values import check_values, flat_keys, value_of
+from .values import check_keys, check_values, flat_keys, value_of
 
 
 class SafeConfig(CfgNode):
@@ -106,6 +106,7 @@ def _no_list(error: ValueError) -> str:
 
 
 def _merge_pairs(cfg: CfgNode, words: list[Any]) -> None:
+    check_keys(words)
     if len(words) % 2:
         raise ValueError(f"KEY VALUE pairs: {words[-1]!r} is left over; there must be pairs")
     for key, value in zip(words[::2], words[1::2], strict=True):

@@ -63,6 +63,14 @@ def check_values(cfg: CfgNode) -> None:
                 raise ValueError(f"{key} is {value!r}; it must be above 0")
 
 
+def check_keys(pairs: Sequence[Any]) -> None:
+    """Raise ValueError for an option of a command where a key of the KEY VALUE pairs must be."""
+    for key in pairs[::2]:
+        if str(key).startswith("--"):  # argparse takes all that follows the first key for pairs
+            option = str(key).partition("=")[0]
+            raise ValueError(f"{option} stands after the KEY VALUE pairs; options come before them")
+
+
 def _check_kinds(key: str, value: Any, usual: Any) -> None:
     if not isinstance(usual, list | tuple):
         return

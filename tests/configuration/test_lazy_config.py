@@ -96,6 +96,7 @@ def test_a_resumed_run_keeps_its_model_and_its_optimizer(ours):
         (["model.roi_heads.num_classes=[1"], "model.roi_heads.num_classes=[1"),
         (["MODEL.ROI_BN.BATCH", "shuffled"], "MODEL.ROI_BN.BATCH has no effect on the LazyConfig"),
         (["SOLVER.BASE_LR", "1"], "SOLVER.BASE_LR has no effect"),
+        (["train.max_iter=3", "--resume"], "--resume stands after the KEY VALUE pairs"),
         (["train.max_iter"], "'train.max_iter' has no value"),
         (["train.amp.enabled=2"], "train.amp.enabled is 2"),
         (["dataloader.train.total_batch_size=0"], "SOLVER.IMS_PER_BATCH is 0"),
