@@ -13,6 +13,8 @@ from torch import nn
 
 from .values import flat_keys
 
+_NORMS = "'', BN, SyncBN, FrozenBN, GN, LN or another name that detectron2.layers.get_norm knows"
+
 
 class Builder(Protocol):
     """The class methods of a trainer that build parts, as `DefaultTrainer` has them."""
@@ -60,8 +62,18 @@ def _refused(cfg: CfgNode, part: str) -> Iterator[None]:
         unregistered = re.search(r"No object named '(.*)' found in '(.*)' registry", text)
         if unregistered is not None:
             raise ValueError(_unregistered(cfg, *unregistered.groups())) from error
+        if isinstance(error, KeyError) and (unknown := _unknown(cfg, error.args[0])):
+            raise ValueError(unknown) from error
         name = type(error).__name__
         raise ValueError(f"the config gives no {part}: {name}: {text:.300}") from error
+
+
+def _unknown(cfg: CfgNode, name: object) -> str:
+    """Return what to say of the keys whose value was looked up and not found; "" for none."""
+    keys = [key for key, value in flat_keys(cfg) if name and value == name]
+    norms = any(key.endswith("NORM") for key in keys)
+    remedy = f"; it must be {_NORMS}" if norms else ""
+    return f"{' or '.join(keys)} is {name!r}, which is not known{remedy}" if keys else ""
 
 
 def _unregistered(cfg: CfgNode, name: str, registry_name: str) -> str:

@@ -25,6 +25,10 @@ CONFIG = "configs/neon/faster_rcnn_lean_FPN_shuffled.yaml"
         (["MODEL.ROI_BOX_HEAD.NORM", "GN"], "no RoI head has BatchNorm"),
         (["SEED", "3", "--resume"], "--resume stands after the KEY VALUE pairs; options come"),
         (["SEED", "3", "--num-gpus=2"], "error: --num-gpus stands after the KEY VALUE pairs"),
+        (
+            ["MODEL.ROI_BOX_HEAD.NORM", "BM"],
+            "error: MODEL.ROI_BOX_HEAD.NORM is 'BM', which is not known; it must be '', BN, SyncBN",
+        ),
         (["SOLVER.IMS_PER_BATCH", "3"], "IMS_PER_BATCH is 3; it must be a positive multiple of"),
         (["SOLVER.IMS_PER_BATCH", "many"], "error: SOLVER.IMS_PER_BATCH is 'many': Type mismatch"),
         (["SEED.X", "3"], "error: SEED.X is '3'"),
