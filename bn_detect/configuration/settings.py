@@ -27,6 +27,12 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "TEST.PRECISE_BN.ROI_SOURCE": ROI_SOURCES,
 }
 RESUMABLE_SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler")
+SAMPLERS = (
+    *RESUMABLE_SAMPLERS,
+    "RandomSubsetTrainingSampler",
+    "WeightedTrainingSampler",
+    "WeightedCategoryTrainingSampler",
+)
 
 
 def is_classifier(cfg: CfgNode) -> bool:
@@ -50,7 +56,8 @@ def check_settings(cfg: CfgNode, world_size: int, *, trains: bool = True) -> Non
         _check_images(cfg, world_size)
         with naming_keys():
             settings.spans(world_size)
-    for key, known in _CHOICES.items():
+    of_training = {"DATALOADER.SAMPLER_TRAIN": SAMPLERS} if trains else {}
+    for key, known in (_CHOICES | of_training).items():
         if (value := value_of(cfg, key)) not in known:
             raise ValueError(f"{key} is {value!r}; it must be one of {', '.join(known)}")
     _check_population(cfg)

@@ -29,6 +29,10 @@ CONFIG = "configs/neon/faster_rcnn_lean_FPN_shuffled.yaml"
             ["MODEL.ROI_BOX_HEAD.NORM", "BM"],
             "error: MODEL.ROI_BOX_HEAD.NORM is 'BM', which is not known; it must be '', BN, SyncBN",
         ),
+        (
+            ["DATALOADER.SAMPLER_TRAIN", "Training"],
+            "error: DATALOADER.SAMPLER_TRAIN is 'Training'; it must be one of TrainingSampler, ",
+        ),
         (["SOLVER.IMS_PER_BATCH", "3"], "IMS_PER_BATCH is 3; it must be a positive multiple of"),
         (["SOLVER.IMS_PER_BATCH", "many"], "error: SOLVER.IMS_PER_BATCH is 'many': Type mismatch"),
         (["SEED.X", "3"], "error: SEED.X is '3'"),

@@ -87,6 +87,7 @@ def _check(kind: str, options: list, workers: int = 2) -> None:
 
 DIGITS = "digits/Base-digits.yaml"
 PER_BATCH = "DATALOADER.CLASSES_PER_WORKER_BATCH"
+SUBSET = "RandomSubsetTrainingSampler"
 CLASSIFIERS = [
     ([PER_BATCH, -1], "CLASSES_PER_WORKER_BATCH is -1; it must be a number of classes"),
     (
@@ -94,8 +95,8 @@ CLASSIFIERS = [
         "PHOTOMETRIC_PER is 'epoch'; it must be one of image, batch",
     ),
     (
-        ["INPUT.RENDERING.PHOTOMETRIC_PER", "batch", "DATALOADER.SAMPLER_TRAIN", "Other"],
-        "PHOTOMETRIC_PER is 'batch' with DATALOADER.SAMPLER_TRAIN 'Other'; use one of Training",
+        ["INPUT.RENDERING.PHOTOMETRIC_PER", "batch", "DATALOADER.SAMPLER_TRAIN", SUBSET],
+        f"PHOTOMETRIC_PER is 'batch' with DATALOADER.SAMPLER_TRAIN '{SUBSET}'; use one of Train",
     ),
     (["MODEL.CLASSIFIER.NUM_CLASSES", 1], "NUM_CLASSES is 1; it must be at least 2"),
     (
