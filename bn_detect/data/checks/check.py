@@ -15,6 +15,8 @@ from detectron2.utils.file_io import PathManager
 from ...runtime.files import as_folder_name
 from ..errors import DatasetError
 from ..metadata import CLASSIFICATION, EMPTY_BOXES, EVALUATORS, UNLABELLED
+from ..prepared import RECORD, default_root
+from ..registration import SPLITS
 from .coco_content import Coco, content_faults, form_faults, read_coco_json, without_empty_boxes
 from .dataset_dicts import dicts_to_coco
 from .image_files import image_faults
@@ -27,6 +29,9 @@ logger = logging.getLogger(__name__)
 
 FAULTS_SHOWN = 5
 LARGE = 5000  # more images than this: only their headers are read, and success is remembered
+_REMEDY = (
+    "prepare or import it with `bn-detect data`, or name the module that registers it by --import"
+)
 COCO_STYLE = ("coco", "coco_panoptic_seg")  # the evaluators whose datasets have a COCO json_file
 
 
@@ -100,9 +105,15 @@ def check_registered(name: str) -> None:
     """Raise ValueError for a name that no registered dataset has, or that no folder can have."""
     as_folder_name(name, "dataset")
     if name not in DatasetCatalog:
-        close = difflib.get_close_matches(name, DatasetCatalog.list())
-        advice = f"did you mean {', '.join(close)}?" if close else "register it before it is used"
+        close = difflib.get_close_matches(name, _names())
+        advice = f"did you mean {', '.join(close)}?" if close else _REMEDY
         raise DatasetError(f"dataset {name!r} is not registered: {advice}")
+
+
+def _names() -> set[str]:
+    """Return the names of what is registered, and of what was prepared or imported before."""
+    folders = [record.parent.name for record in default_root().glob(f"*/{RECORD}")]
+    return {*DatasetCatalog.list(), *(f"{name}_{split}" for name in folders for split in SPLITS)}
 
 
 def _metadata_faults(metadata: Metadata, needs: Needs) -> Iterator[str]:

@@ -169,11 +169,16 @@ def test_missing_neon_trees_says_what_to_type(tmp_path):
         register_dataset("neon_trees")
 
 
-def test_unregistered_names():
+def test_unregistered_names(tmp_path, monkeypatch):
     with pytest.raises(DatasetError, match=r"'neon_tree_val' is not registered: .*neon_trees_val"):
         check_dataset("neon_tree_val")
-    with pytest.raises(DatasetError, match="'xyz' is not registered: register it before"):
+    with pytest.raises(DatasetError, match="'xyz' is not registered: prepare or import it"):
         check_dataset("xyz")
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    (tmp_path / "my_own_birds").mkdir()
+    (tmp_path / "my_own_birds/prepared.json").write_text("{}")
+    with pytest.raises(DatasetError, match=r"did you mean my_own_birds_val"):
+        check_dataset("my_own_brids_val")
 
 
 def test_other_categories_than_registered(dataset):
