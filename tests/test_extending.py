@@ -169,12 +169,10 @@ def test_a_measure_in_a_study_that_is_carried_out(tmp_path):
 
 def test_a_study(tmp_path, capsys, monkeypatch):
     (text,) = blocks("A study", "yaml")
-    (tmp_path / "studies").mkdir()
-    (tmp_path / "leaky-shapes").symlink_to(REPOSITORY / "configs/leaky-shapes")
-    file = tmp_path / "studies/images.yaml"
+    file = tmp_path / "images.yaml"
     file.write_text(text)
     monkeypatch.chdir(tmp_path)
-    assert study(["--study", str(file), "--dry-run"]) == 0
+    assert study([str(file), "--dry-run"]) == 0
     printed = capsys.readouterr().out
     assert "12 runs" in printed and "two images, silent" in printed
 
