@@ -238,7 +238,7 @@ def _interval(
 
 
 def potential_table(potential: LeakPotential) -> str:
-    """Return the guesses as a table, with a sentence on what they are made of."""
+    """Return the guesses as a table, with a sentence on what they are made of and one on bits."""
     rows = []
     for guess, each in potential.guesses.items():
         low, high = each.told_interval
@@ -249,4 +249,6 @@ def potential_table(potential: LeakPotential) -> str:
         f"{potential.name}: {potential.objects} objects of {potential.classes} classes on "
         f"{potential.images} images; {potential.alone} objects have no companion\n"
         + tabulate(rows, header, disable_numparse=True)
+        + "\nbits missing: cross-entropy of a guess with this known; bits told: how much less that "
+        "is than the prior's"
     )
