@@ -171,7 +171,7 @@ def phrase(read: Sequence[str], unknown: Sequence[str] = (), undecided: Sequence
     elif read:
         verdict = f"reads {' and '.join(read)}"
     elif len(missing) == len(usual):
-        verdict = f"cannot be judged, on fewer than {LEAST_IMAGES} images with companions"
+        verdict = f"cannot be judged: fewer than {LEAST_IMAGES} images have companions"
     elif missing:
         verdict = f"does not read {next(thing for thing in usual if thing not in missing)}"
     else:
