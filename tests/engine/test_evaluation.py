@@ -13,7 +13,7 @@ from bn_detect.commands.train import main, parse_arguments
 @pytest.mark.parametrize("options", ["SEED 3", "MODEL.WEIGHTS w.pth"])
 def test_eval_stats_do_not_take_the_options(kinds, options):
     for words in (f"--eval-only --eval-stats {kinds}", f"--eval-stats {kinds} --eval-only"):
-        args = parse_arguments([*words.split(), *options.split()])
+        args = parse_arguments(["--config-file", "a.yaml", *words.split(), *options.split()])
         assert args.eval_only and args.eval_stats == ["population", "precise"]
         assert args.opts == options.split()
 
