@@ -3,12 +3,13 @@
 import html
 import math
 import shutil
+from collections import Counter
 from collections.abc import Mapping
 
 from tabulate import tabulate
 
 from ..probes.intervals import LEVEL, holm
-from ..probes.swaps.verdicts import QUESTIONS, Answer, answers, predicate
+from ..probes.swaps.verdicts import QUESTIONS, Answer, answers, answers_of, predicate
 from ..reporting.estimates import Estimate, difference, over_seeds, two_sided_p
 from .results import Findings
 
@@ -129,6 +130,10 @@ class Leaks:
             return self.verdict(arm)
         parts = [_numbers(answer) for answer in found]
         reports = self._findings.by_arm("companion_swap")[arm]
+        if len(reports) > 1:  # a leak that some heads alone have learned is lost in their mean
+            alone = Counter(predicate(answers_of(report)) for report in reports)
+            each = ", ".join(f"{number} x {text}" for text, number in alone.most_common())
+            parts.append(f"heads by themselves: {each}")
         if filled := sum(report.get("filled", 0) for report in reports):
             of = sum(report["rois"] for report in reports)
             parts.append(f"plain took companions of more images for {filled} of {of} RoIs")

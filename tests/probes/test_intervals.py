@@ -113,3 +113,17 @@ def test_a_few_images_prove_nothing():
     few, enough = (contrast([1.0] * n, range(n)) for n in (19, 20))
     assert few.mean == 1 and math.isnan(few.p) and math.isnan(few.error)
     assert enough.p < 0.001
+
+
+@pytest.mark.parametrize(
+    ("images", "normal", "skewed"), [(20, 0.046, 0.077), (60, 0.026, 0.062), (120, 0.022, 0.035)]
+)
+def test_how_often_few_images_find_something_where_there_is_nothing(images, normal, skewed):
+    """The rates that docs/probes.md states, of a test at 2.5%."""
+    rng = np.random.default_rng(images)
+    for expected, draw in (
+        (normal, lambda: rng.normal(size=images)),
+        (skewed, lambda: 1 - rng.exponential(size=images)),
+    ):
+        ps = [contrast(draw(), range(images), seed=i).p for i in range(1000)]
+        assert np.mean(np.array(ps) <= 0.025) == pytest.approx(expected, abs=0.025)

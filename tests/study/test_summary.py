@@ -32,6 +32,9 @@ def test_verdicts():
     assert [found.kind(arm) for arm in arms] == kinds
     assert sentences["one image"].startswith(f"reads labels {NUMBERS}: label leakage +0.550 nats [")
     assert "(240 of 240 RoIs, 40 images, 3 seeds; detectable: 0.0" in sentences["one image"]
+    assert f"; heads by themselves: 3 x reads labels {NUMBERS}; " in sentences["one image"]
+    assert f"1 x reads labels {NUMBERS}" in sentences["two images"]
+    assert "by themselves" not in sentences["worse"]  # one head
     # Neither by what takes AP away nor by what saw other data; "two images" may leak as much.
     assert sentences["one image"].endswith("; repaired by cast, shuffled")
     # One seed of three leaks: the images are sure of it, but other seeds may not.

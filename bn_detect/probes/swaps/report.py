@@ -52,7 +52,8 @@ class Dependence:
     """A difference between two swaps of the same RoIs, in nats of classification loss.
 
     Attributes:
-        all: over RoIs as training samples them; the verdict is about this one.
+        all: over RoIs as training samples them; the verdict is about this one. Its p is that of
+            the difference alone; the verdict's knows the question's control, too.
         foreground: over foreground RoIs alone.
     """
 

@@ -16,7 +16,7 @@ from ...reporting.estimates import mean_of
 from ..intervals import LEAST_IMAGES, LEVEL, Interval, contrast, holm
 
 # Nats, by which a head must be worse for a verdict to name what it reads. Less means nothing,
-# however sure: matching the classes of companions costs a head that can read nothing 0.004 nats.
+# however sure: matching the classes of companions costs a head that can read nothing 0.005 nats.
 NEGLIGIBLE = 0.01
 
 

@@ -1,5 +1,6 @@
 """Verdicts over seeds, images and arms, against Student's test and the bootstrap of each alone."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -119,6 +120,9 @@ def test_a_negligible_difference_is_not_named_however_sure(mean, named):
     found = label_leakage(values, values)
     assert found.p < 1e-6 and found.read == named and not found.open
     assert found.detectable == NEGLIGIBLE
+    for p in (0.001, 0.02, 0.03):  # seen by its own test, or not
+        undecided = dataclasses.replace(found, p=p, read=False)
+        assert undecided.open == (named and p < 0.025)
 
 
 def with_null(labels: float, image: float, cost: float) -> dict:
